@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wetok.version import __version__
-
 if TYPE_CHECKING:
     from wetok.checkpoint import load
     from wetok.codec.tokens import Tokens
     from wetok.config import WetokError
     from wetok.model.quantizer import GroupedQuantizer
     from wetok.model.tokenizer import Tokenizer
+
+__version__ = "0.1.0"  # pyproject.toml reads it from here
 
 __all__ = [
     "GroupedQuantizer",
