@@ -1,0 +1,321 @@
+"""Typed, validated settings: the network's shape, a training run, YAML with `extends`, overrides.
+
+Torch-free, so that `wetok --help` and `wetok models` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class WetokError(ValueError):
+    """A user's mistake, told in one line: the argument, its value, the rule and the remedy."""
+
+
+class Settings(BaseModel):
+    """Base of every settings block: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Settings):
+    """The shape of a tokenizer's encoder, quantizer and decoder.
+
+    `channels`, `mults` and `blocks` are C, the multipliers of each level and the residual blocks a
+    level (WeTok's table of models); the decoder takes the encoder's where its own are None.
+    `patch` folds patch x patch pixels into channels before the first convolution (and back after
+    the last), so that no level runs at full resolution.
+    """
+
+    bits: int = Field(ge=1, description="d: bits a position, the channels of the latent")
+    groups: int = Field(ge=1, description="g: groups the bits are cut into")
+    channels: int = Field(ge=8, description="C: base channels of the encoder")
+    mults: tuple[int, ...] = Field(min_length=1, description="channel multiplier of each level")
+    blocks: int = Field(ge=1, description="B: residual blocks a level")
+    decoder_channels: int | None = Field(None, ge=8)
+    decoder_mults: tuple[int, ...] | None = None
+    decoder_blocks: int | None = Field(None, ge=1)
+    patch: int = Field(1, ge=1, description="side of the space-to-depth stem and head")
+    generative: bool = Field(False, description="the decoder takes noise beside the code")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.bits % self.groups:
+            raise ValueError(f"groups={self.groups} must divide bits={self.bits}")
+        if self.bits // self.groups > 62:
+            raise ValueError(
+                f"bits/groups={self.bits // self.groups} must be at most 62, so that an id fits "
+                "int64; use more groups"
+            )
+        if min(self.mults) < 1:
+            raise ValueError(f"mults={self.mults} must be positive")
+        if self.decoder_mults is not None and len(self.decoder_mults) != len(self.mults):
+            raise ValueError(
+                f"decoder_mults={self.decoder_mults} must have as many levels as mults={self.mults}"
+            )
+        return self
+
+    @property
+    def group_bits(self) -> int:
+        """d': bits of one group; its ids lie in [0, 2^d')."""
+        return self.bits // self.groups
+
+    @property
+    def factor(self) -> int:
+        """f: the side in pixels of the square that one position stands for."""
+        return int(self.patch * 2 ** (len(self.mults) - 1))
+
+    @property
+    def bpp(self) -> float:
+        """Bits a pixel before entropy coding, d/f^2."""
+        return self.bits / self.factor**2
+
+    @property
+    def ratio(self) -> float:
+        """Compression ratio against 24-bit RGB, 24/bpp."""
+        return 24 / self.bpp
+
+
+class DataConfig(Settings):
+    """Where photographs come from and how crops are cut from them."""
+
+    train: str = Field(description="folder of training images")
+    val: str | None = Field(None, description="folder of images to choose the best checkpoint by")
+    crop: int = Field(256, ge=8, description="side of a training crop, pixels")
+    batch: int = Field(16, ge=1, description="crops a step")
+    scale: tuple[float, float] = Field((0.2, 1.0), description="crop area as a share of the image")
+    aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="crop width / height")
+    flip: bool = True
+    color: float = Field(0.0, ge=0, le=1, description="strength of colour jitter")
+    workers: int = Field(2, ge=0, description="decoding threads; 0 decodes in the training loop")
+    cache: bool = Field(False, description="keep decoded images in memory")
+
+
+class LossConfig(Settings):
+    """Terms of the objective and their weights; the defaults are the released ones."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    reconstruction_weight: float = Field(1.0, ge=0)
+    perceptual: Literal["vgg", "alex"] = "vgg"
+    perceptual_weight: float = Field(1.0, ge=0)
+    perceptual_every: int = Field(1, ge=1, description="LPIPS on every n-th step only, times n")
+    perceptual_weights: str | None = Field(None, description="file of the LPIPS network")
+    commitment_weight: float = Field(0.25, ge=0)
+    entropy: Literal["grouped", "pooled"] = "pooled"
+    entropy_weight: float = Field(0.1, ge=0, description="on token - codebook entropy")
+    codebook_weight: float = Field(1.0, ge=0, description="on the codebook entropy within that")
+    temperature: float = Field(0.01, gt=0)
+    epsilon: float = Field(1e-5, ge=0, description="in log(p + eps) of the codebook entropy")
+
+
+class OptimizerConfig(Settings):
+    """Adam, as released; a constant rate is the default (the paper's finding)."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.5, 0.9)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    final: float = Field(0.0, ge=0, le=1, description="share of lr that a cosine ends at")
+    clip: float | None = Field(None, gt=0, description="largest gradient norm")
+
+
+class RunConfig(Settings):
+    """How long, how exact, and what is written when."""
+
+    steps: int = Field(ge=1)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    device: str = "auto"
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    init: str | None = Field(None, description="model to start from: shipped name, folder, Hub id")
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    sample_every: int = Field(1000, ge=1)
+    validate_every: int = Field(1000, ge=1)
+
+
+class Phase(Settings):
+    """A stretch of a run with settings of its own, e.g. `set: {data.crop: 128}`."""
+
+    until: int = Field(ge=1, description="step (of the whole run) at which the phase ends")
+    set: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("set")
+    @classmethod
+    def _changeable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if key.split(".")[0] not in ("data", "loss", "optimizer"):
+                raise ValueError(f"a phase may set data.*, loss.* and optimizer.*, not {key!r}")
+        return value
+
+
+class TrainConfig(Settings):
+    """A whole training run; `wetok train RECIPE.yaml` reads one."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig
+    phases: tuple[Phase, ...] = ()
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> TrainConfig:
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"phases must end at rising steps, not {ends}")
+        if ends and ends[-1] < self.run.steps:
+            raise ValueError(
+                f"the last phase ends at step {ends[-1]}, before run.steps={self.run.steps}"
+            )
+        for phase in self.phases:
+            config = self._with(phase)
+            if config.data.crop % config.model.factor:
+                raise ValueError(
+                    f"data.crop={config.data.crop} must be a multiple of the model's factor "
+                    f"{config.model.factor}"
+                )
+        if self.data.crop % self.model.factor:
+            raise ValueError(
+                f"data.crop={self.data.crop} must be a multiple of the model's factor "
+                f"{self.model.factor}"
+            )
+        return self
+
+    def _with(self, phase: Phase) -> TrainConfig:
+        tree = self.model_dump(exclude={"phases"})
+        for key, value in phase.set.items():
+            assign(tree, key, value)
+        return validate(TrainConfig, tree)
+
+    def at(self, step: int) -> TrainConfig:
+        """The settings in force at `step` (0 is the first), with that phase's changes applied."""
+        for phase in self.phases:
+            if step < phase.until:
+                return self._with(phase)
+        return self._with(self.phases[-1]) if self.phases else self
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or the list of them all."""
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    if close:
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "; known: " + ", ".join(sorted(known))
+
+
+def validate(kind: type[Model], tree: Any) -> Model:
+    """`tree` as a `kind`; the first thing wrong with it as one line that names the key."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise WetokError(_one_line(kind, error)) from None
+
+
+def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    # Positions inside a tuple or list are numbers; the key before them is what the user wrote.
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = list(_fields(kind, path[:-1]))
+        return f"unknown setting {key!r}{near(path[-1], known)}{more}"
+    if first["type"] == "missing":
+        return f"setting {key!r} is missing and has no default{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return f"{message}{more}"
+    return f"setting {key}={first['input']!r}: {message}{more}"
+
+
+def _fields(kind: type[BaseModel], path: Sequence[str]) -> Mapping[str, Any]:
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            kind = inner
+    return kind.model_fields
+
+
+def assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets the dotted `key` (`data.crop`) in a tree of dicts, in place."""
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise WetokError(f"setting {key!r}: {part!r} is a value, not a block of settings")
+    tree[last] = value
+
+
+def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` on top; blocks merge key by key, anything else is replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+        )
+    return merged
+
+
+def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The tree in a YAML file, laid over the file that its `extends` names (relative to it)."""
+    path = path.resolve()
+    if path in _seen:
+        raise WetokError(f"{path}: extends itself through {' -> '.join(p.name for p in _seen)}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WetokError(f"{path}: no such recipe; see the recipes folder") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WetokError(f"{path}: can't be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise WetokError(f"{path}: a recipe is a mapping of settings, not {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    return merge(read_yaml(path.parent / str(parent), (*_seen, path)), tree)
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The recipe at `path` with `key=value` overrides (values as YAML) on top.
+
+    `model` may be a preset's name or a block of settings; `{preset: NAME, ...}` changes a preset.
+
+    Raises:
+        WetokError: an unreadable file, an unknown key (its nearest is named) or a bad value.
+    """
+    from wetok.presets import preset
+
+    tree = read_yaml(path)
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise WetokError(f"override {item!r} must look like key=value, e.g. data.batch=8")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise WetokError(f"override {item!r}: {text!r} is not a YAML value") from None
+        if key == "model" or not key.startswith("model.") or isinstance(tree.get("model"), dict):
+            assign(tree, key, value)
+        else:
+            tree["model"] = {"preset": tree.get("model"), key.removeprefix("model."): value}
+    model = tree.get("model")
+    if isinstance(model, str):
+        tree["model"] = preset(model).model_dump()
+    elif isinstance(model, dict) and "preset" in model:
+        change = {key: value for key, value in model.items() if key != "preset"}
+        tree["model"] = merge(preset(str(model["preset"])).model_dump(), change)
+    return validate(TrainConfig, tree)

@@ -1,0 +1,108 @@
+"""The blocks that encoder and decoder are built of, as in Open-MAGVIT2 and WeTok.
+
+Shapes: B images, C channels, H x W positions, d bits of code.
+Attribute names follow the released checkpoints, so that their tensors load by name.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-6
+"""Of every norm in these networks."""
+
+
+def norm_groups(channels: int) -> int:
+    """32, as published, or for widths that 32 does not divide the largest divisor below it."""
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm that also takes a single value a group, as a 1 x 1 latent has: it becomes 0."""
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__(norm_groups(channels), channels, eps=EPSILON, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # F.group_norm refuses one value a group; the kernel below it gives (x - x) / sqrt(eps).
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through 1x1 where the width changes)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm2 = GroupNorm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.same_width = channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C_in,H,W] -> [B,C_out,H,W]."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(F.silu(self.norm2(y)))
+        return y + (x if self.same_width else self.nin_shortcut(x))
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """Group norm whose scale and shift come from the code's spread and mean over the image.
+
+    scale = Linear(std(code)), shift = Linear(mean(code)), both [B,C]: Open-MAGVIT2's way of
+    telling every level of the decoder what the whole image is like.
+    """
+
+    def __init__(self, code_channels: int, channels: int) -> None:
+        super().__init__()
+        self.gn = GroupNorm(channels, affine=False)
+        self.gamma = nn.Linear(code_channels, channels)
+        self.beta = nn.Linear(code_channels, channels)
+
+    def forward(self, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+        """x [B,C,H,W]; mean and deviation [B,d], as `code_statistics` gives them."""
+        scale = self.gamma(deviation)[:, :, None, None]
+        shift = self.beta(mean)[:, :, None, None]
+        return scale * self.gn(x) + shift
+
+
+def code_statistics(code: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of [B,d,h,w] over its positions, [B,d] each.
+
+    The deviation is of the sample (n - 1); of a single position, where that is undefined, the
+    variance counts as 0.
+    """
+    flat = code.flatten(2)
+    mean = flat.mean(-1)
+    variance = flat.var(-1) if flat.shape[-1] > 1 else torch.zeros_like(mean)
+    return mean, (variance + EPSILON).sqrt()
+
+
+def depth_to_space(x: Tensor, side: int) -> Tensor:
+    """[B, side*side*C, H, W] -> [B, C, side*H, side*W], channels ordered (row, column, C)."""
+    b, c, h, w = x.shape
+    x = x.view(b, side, side, c // side**2, h, w).permute(0, 3, 4, 1, 5, 2)
+    return x.reshape(b, c // side**2, h * side, w * side)
+
+
+def space_to_depth(x: Tensor, side: int) -> Tensor:
+    """The inverse of `depth_to_space`: [B, C, side*H, side*W] -> [B, side*side*C, H, W]."""
+    b, c, h, w = x.shape
+    x = x.view(b, c, h // side, side, w // side, side).permute(0, 3, 5, 1, 2, 4)
+    return x.reshape(b, c * side**2, h // side, w // side)
+
+
+class Upsample(nn.Module):
+    """Twice the side: a 3x3 convolution to four times the channels, then depth to space."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,H,W] -> [B,C,2H,2W]."""
+        return depth_to_space(self.conv1(x), 2)

@@ -1,0 +1,68 @@
+"""The whole network as one module: encoder, quantizer, decoder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from wetok.config import ModelConfig, WetokError
+from wetok.model.decoder import Decoder
+from wetok.model.encoder import Encoder
+from wetok.model.quantizer import GroupedQuantizer, Quantized
+
+
+class Reconstruction(NamedTuple):
+    """What a pass through the whole network gives."""
+
+    image: Tensor
+    """[B,3,H,W], not clamped."""
+    quantized: Quantized
+    """Code, ids and, in training, the quantizer's losses."""
+
+
+class TokenizerNetwork(nn.Module):
+    """Encoder, grouped quantizer and decoder.
+
+    image [B,3,H,W] -> encoder -> latent [B,d,h,w] -> quantizer -> code in {-1,+1}, ids [B,g,h,w]
+                    -> decoder (+ noise [B,d,h,w] where generative) -> image [B,3,H,W]
+    """
+
+    def __init__(self, config: ModelConfig, quantizer: GroupedQuantizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = quantizer or GroupedQuantizer(config.bits, config.groups)
+        self.decoder = Decoder(config)
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """image [B,3,H,W] in [-1,1], H and W multiples of the factor."""
+        quantized = self.quantizer(self.encoder(image))
+        return Reconstruction(self.decoder(quantized.code, noise), quantized)
+
+    def to_generative(self) -> TokenizerNetwork:
+        """A copy whose decoder also takes noise, through weights that start at zero.
+
+        Until it is trained, its output is this network's to the last bit, for any noise
+        (WeTok's second stage).
+
+        Raises:
+            WetokError: the decoder is generative already.
+        """
+        if self.config.generative:
+            raise WetokError("generative=True: the decoder takes noise already")
+        parameter = next(self.parameters())
+        wide = TokenizerNetwork(
+            self.config.model_copy(update={"generative": True}), self.quantizer
+        ).to(parameter.device, parameter.dtype)
+        state = self.state_dict()
+        weight = state["decoder.conv_in.weight"]
+        state["decoder.conv_in.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+        wide.load_state_dict(state)
+        return wide.train(self.training)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Numbers learned by `module`."""
+    return sum(parameter.numel() for parameter in module.parameters())
