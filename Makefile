@@ -1,0 +1,39 @@
+# Everything from a fresh clone: `make demo` or `make test`. The first call makes .venv and installs
+# the pinned packages into it; later calls find that done unless the pins changed.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint clean
+help:
+	@echo "make demo   sample photographs to tokens and back: a table, and a picture in $(OUT)/"
+	@echo "make test   formatting, types and tests"
+	@echo "make lint   formatting and types only"
+	@echo "make clean  remove $(VENV) and caches"
+
+demo: $(INSTALLED)
+	@$(BIN)/wetok demo --out "$(OUT)"
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Written last, so an install that was cut short is done again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(PYTHON) is older than 3.10; name another: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,train]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""`wetok decode`: .wetok files to PNGs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wetok.commands import options
+
+
+def command(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", show_default=False, help=".wetok files, or folders of them."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model; by default the one that the file names."),
+    ] = None,
+    out: options.Out = Path("out"),
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    device: options.Device = "auto",
+) -> None:
+    """Turn .wetok files back into photographs.
+
+    A file says which model made it, and another is refused.
+    A file of several images gives NAME.png, NAME.1.png and so on.
+
+    Example: wetok decode tokens/cat.wetok -o out
+    """
+    from wetok.codec.tokens import Tokens
+    from wetok.commands.batch import Job, files_in, plan
+    from wetok.commands.picture import save_png
+    from wetok.config import WetokError
+    from wetok.model.tokenizer import Tokenizer
+
+    batch = plan(inputs, out, ".png", lambda path: files_in(path, ".wetok"), force=force)
+    loaded: dict[str, Tokenizer] = {}
+    written: set[Path] = set()
+
+    def tokenizer_for(name: str) -> Tokenizer:
+        if name not in loaded:
+            try:
+                loaded[name] = options.load(name, device)
+            except WetokError as error:
+                if model is not None:
+                    raise
+                raise WetokError(f"its model: {error}; or give the model with -m") from None
+        return loaded[name]
+
+    if model is not None:
+        tokenizer_for(model)  # a wrong --model is one mistake, not one for each file
+
+    def work(job: Job) -> str:
+        tokens = Tokens.load(job.source)
+        tokenizer = tokenizer_for(model or tokens.model.name)
+        targets = [
+            job.target.with_suffix(f".{number}.png") if number else job.target
+            for number in range(len(tokens))
+        ]
+        for target in targets:
+            if target in written or (target.exists() and not force):
+                raise WetokError(f"{job.source}: {target} exists; give another --out")
+        images = tokenizer.decode(tokens, seed=seed)
+        for image, target in zip(images, targets, strict=True):
+            save_png(image, target)
+            written.add(target)
+        height, width = tokens.size
+        more = f" (and {len(images) - 1} more)" if len(images) > 1 else ""
+        return f"{job.source} -> {job.target}{more}  {width}x{height}"
+
+    batch.run(work, doing="decoding")

@@ -1,0 +1,41 @@
+"""`wetok encode`: photographs to .wetok files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wetok.commands import options
+
+
+def command(
+    inputs: options.Images,
+    model: options.Model = options.DEFAULT_MODEL,
+    out: options.Out = Path("out"),
+    force: options.Force = False,
+    device: options.Device = "auto",
+) -> None:
+    """Turn photographs into .wetok files.
+
+    What can't be read is listed at the end, the others go on, and the
+    exit code is then 1.
+
+    Example: wetok encode photos/ cat.jpg -o tokens
+    """
+    from wetok.commands.batch import Job, plan
+    from wetok.data.images import find_images, load_image
+
+    batch = plan(inputs, out, ".wetok", find_images, force=force)
+    tokenizer = options.load(model, device)
+
+    def work(job: Job) -> str:
+        image = load_image(job.source)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.encode(image).save(job.target)
+        size = job.target.stat().st_size
+        bpp = 8 * size / (image.width * image.height)
+        return (
+            f"{job.source} -> {job.target}  "
+            f"{image.width}x{image.height}, {size:,} bytes, {bpp:.3f} bits a pixel"
+        )
+
+    batch.run(work, doing="encoding")

@@ -1,0 +1,123 @@
+"""`wetok import`: a published checkpoint to a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wetok.commands import options
+
+if TYPE_CHECKING:
+    from wetok.config import ModelConfig
+    from wetok.released import ImportReport
+
+
+def command(
+    checkpoint: Annotated[
+        Path, typer.Argument(show_default=False, help="A .ckpt file of WeTok or Open-MAGVIT2.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", show_default=False, help="Model folder to write.")
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="The released YAML, or a preset's name; without it the tensors tell the shape."
+        ),
+    ] = None,
+    groups: Annotated[
+        int | None, typer.Option(min=1, help="Groups; needed without --config (WeTok: bits / 8).")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="ema: the averaged weights, which the scores are of; or raw.")
+    ] = "ema",
+    name: Annotated[
+        str | None, typer.Option(help="What its tokens carry; the folder's name if not given.")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Read a published checkpoint into a model folder.
+
+    Every tensor of the encoder and the decoder must be there and be used; what else the file
+    holds is set aside and counted.
+
+    Example: wetok import WeTok.ckpt --config general-48x -o models/general-48x
+    """
+    from wetok import checkpoint as folders
+    from wetok.config import WetokError
+    from wetok.presets import PRESETS
+    from wetok.released import read_released
+
+    if (out / folders.CONFIG).exists() and not force:
+        raise WetokError(f"{out} holds a model: give --force to overwrite it, or another --out")
+    settings: ModelConfig | Path | None
+    if config is None:
+        settings = None
+    elif config in PRESETS and not Path(config).exists():
+        settings = PRESETS[config]
+    else:
+        settings = Path(config)
+    # The reader checks `weights`; a Literal is more than older versions of typer understand.
+    released = read_released(checkpoint, settings, groups, weights)  # type: ignore[arg-type]
+    network, report = released.network, released.report
+    name = name or out.resolve().name
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    lines = _lines(network.config, report, parameters)
+    folders.save_folder(out, network, name, card=_card(name, checkpoint.name, lines))
+
+    print(f"{checkpoint} -> {out}")
+    for line in lines:
+        print(f"  {line}")
+    print(f"  fingerprint {folders.read_config(out).fingerprint}")
+    print(f"try it: wetok reconstruct PHOTO -m {out}")
+
+
+def _lines(config: ModelConfig, report: ImportReport, parameters: int) -> list[str]:
+    """What was read, for people: on the screen and in the model card."""
+    from wetok.presets import PRESETS
+
+    same = [name for name, shape in PRESETS.items() if shape == config]
+    names = {"ema": "averaged weights (EMA)", "raw": "raw weights"}
+    encoder = names[report.encoder]
+    if report.encoder != report.decoder:
+        encoder += ", as it was frozen and has no average"
+    aside = ", ".join(f"{count} {kind}" for kind, count in report.set_aside.items()) or "nothing"
+    lines = [
+        f"shape: {config.bits} bits in {config.groups} groups, factor {config.factor}, "
+        f"ratio {config.ratio:.4g}, {'generative' if config.generative else 'deterministic'}"
+        + (f" ({', '.join(same)})" if same else ""),
+        f"used: {report.used} tensors, {parameters:,} parameters",
+        f"encoder: {encoder}",
+        f"decoder: {names[report.decoder]}",
+        f"set aside: {aside}",
+    ]
+    if report.ema_decay is not None:
+        updates = "updates not counted"
+        if report.ema_updates is not None:
+            updates = f"{report.ema_updates:,} updates"
+        lines.append(f"EMA: decay {report.ema_decay:.6g}, {updates}")
+    if report.step is not None:
+        lines.append(f"training step: {report.step:,}")
+    return lines
+
+
+def _card(name: str, source: str, lines: list[str]) -> str:
+    told = "\n".join(f"- {line}" for line in lines)
+    return f"""---
+library_name: wetok
+tags:
+- image-tokenizer
+- wetok
+---
+
+# {name}
+
+Imported from the published checkpoint `{source}` by `wetok import`.
+
+{told}
+
+The weights are their authors' (WeTok, arXiv 2508.05599, or Open-MAGVIT2, arXiv 2409.04410); the
+licence is that of the checkpoint.
+"""

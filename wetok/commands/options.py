@@ -1,0 +1,41 @@
+"""Options that several commands share, so that each reads and means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from wetok.model.tokenizer import Tokenizer
+
+DEFAULT_MODEL = "tiny-48x"
+
+Images = Annotated[
+    list[Path],
+    typer.Argument(metavar="INPUT", show_default=False, help="Photographs or folders of them."),
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A shipped name, a model folder or a Hub id.")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to, or one file's name.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of a generative decoder's noise.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def load(model: str, device: str) -> Tokenizer:
+    """The tokenizer called `model`, on `device`.
+
+    Raises:
+        WetokError: no such model, or no such device.
+    """
+    import torch
+
+    from wetok import checkpoint
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return checkpoint.load(model, device)

@@ -1,0 +1,51 @@
+"""`wetok reconstruct`: photographs to tokens and back, in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wetok.commands import options
+
+
+def command(
+    inputs: options.Images,
+    model: options.Model = options.DEFAULT_MODEL,
+    out: options.Out = Path("out"),
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Write the original beside the reconstruction.")
+    ] = False,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    device: options.Device = "auto",
+) -> None:
+    """Send photographs to tokens and back; write PNGs of exactly the same size.
+
+    What can't be read is listed at the end, the others go on, and the
+    exit code is then 1.
+
+    Example: wetok reconstruct photos/ -o out --side-by-side
+    """
+    from wetok.commands.batch import Job, plan
+    from wetok.commands.picture import Pair, save_png
+    from wetok.commands.picture import side_by_side as beside
+    from wetok.commands.scores import score
+    from wetok.data.images import find_images, load_image
+
+    batch = plan(inputs, out, ".png", find_images, force=force)
+    tokenizer = options.load(model, device)
+
+    def work(job: Job) -> str:
+        original = load_image(job.source)
+        (image,) = tokenizer.decode(tokenizer.encode(original), seed=seed)
+        told = score(original, image)
+        if side_by_side:
+            pair = Pair(original, image, job.source.name, f"{tokenizer.name}: {told}")
+            save_png(beside([pair]), job.target)
+        else:
+            save_png(image, job.target)
+        return f"{job.source} -> {job.target}  {original.width}x{original.height}, {told}"
+
+    batch.run(work, doing="reconstructing")
