@@ -26,9 +26,9 @@ from wetok.data.transforms import Plan, RandomCrop, Size, Transform, needed_size
 K = TypeVar("K", bound=Hashable)
 
 
-class Sample(NamedTuple, Generic[K]):
+class Sample(NamedTuple):
     pixels: np.ndarray  # uint8 [size,size,3]
-    failed: list[tuple[K, str]]  # the keys that had to be passed over, and why
+    failed: list[tuple[str, str]]  # the images that had to be passed over: name, reason
 
 
 class TrainLoader(Generic[K]):
@@ -91,7 +91,7 @@ class TrainLoader(Generic[K]):
         self._broken: dict[K, str] = {}
         self._closed = False
         self._samples = 0
-        self._pending: deque[Future[Sample[K]]] = deque()
+        self._pending: deque[Future[Sample]] = deque()
         self._start(0)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -106,8 +106,8 @@ class TrainLoader(Generic[K]):
             self._start(self._samples)
             raise
         for sample in taken:
-            for key, reason in sample.failed:
-                self.failures.setdefault(self.source.name(key), reason)
+            for name, reason in sample.failed:
+                self.failures.setdefault(name, reason)
         self._samples += self.batch_size * self._world
         return to_tensor(np.stack([sample.pixels for sample in taken]))
 
@@ -152,15 +152,15 @@ class TrainLoader(Generic[K]):
             future.cancel()
         self._pending.clear()
 
-    def _take(self) -> Sample[K]:
+    def _take(self) -> Sample:
         if self._pool is None:
             return self._make(*next(self._numbered))
         while len(self._pending) < self._ahead:
             self._pending.append(self._pool.submit(self._make, *next(self._numbered)))
         return self._pending.popleft().result()
 
-    def _make(self, number: int, key: K) -> Sample[K]:
-        failed: list[tuple[K, str]] = []
+    def _make(self, number: int, key: K) -> Sample:
+        failed: list[tuple[str, str]] = []
         for _ in range(len(self.source)):
             reason = self._broken.get(key)
             if reason is None:
@@ -171,7 +171,7 @@ class TrainLoader(Generic[K]):
                     return Sample(self._crop(key, rng), failed)
                 except WetokError as error:
                     reason = self._broken[key] = str(error)
-            failed.append((key, reason))
+            failed.append((self.source.name(key), reason))
             key = self.source.substitute(key)
         raise WetokError(
             f"none of the {len(self.source)} training images can be decoded: {failed[0][1]}"
