@@ -85,7 +85,8 @@ def _lines(config: ModelConfig, report: ImportReport, parameters: int) -> list[s
         encoder += ", as it was frozen and has no average"
     aside = ", ".join(f"{count} {kind}" for kind, count in report.set_aside.items()) or "nothing"
     lines = [
-        f"shape: {config.bits} bits in {config.groups} groups, factor {config.factor}, "
+        f"shape: {config.bits} bits in {config.groups} group{'s' * (config.groups > 1)}, "
+        f"factor {config.factor}, "
         f"ratio {config.ratio:.4g}, {'generative' if config.generative else 'deterministic'}"
         + (f" ({', '.join(same)})" if same else ""),
         f"used: {report.used} tensors, {parameters:,} parameters",
