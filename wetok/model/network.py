@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from wetok.config import ModelConfig, WetokError
 from wetok.model.decoder import Decoder
 from wetok.model.encoder import Encoder
+from wetok.model.entropy import MAX_GROUP_BITS
 from wetok.model.quantizer import GroupedQuantizer, Quantized
 
 
@@ -33,13 +35,30 @@ class TokenizerNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quantizer = quantizer or GroupedQuantizer(config.bits, config.groups)
+        if quantizer is None:
+            # Groups too large for entropies still quantize.
+            small = config.group_bits <= MAX_GROUP_BITS
+            quantizer = GroupedQuantizer(
+                config.bits, config.groups, entropy="grouped" if small else None
+            )
+        self.quantizer = quantizer
         self.decoder = Decoder(config)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """image [B,3,H,W] in [-1,1], H and W multiples of the factor."""
         quantized = self.quantizer(self.encoder(image))
         return Reconstruction(self.decoder(quantized.code, noise), quantized)
+
+    @torch.no_grad()
+    def decode(self, code: Tensor, noise: Tensor | None = None) -> Tensor:
+        """code, noise [B,d,h,w] -> image [B,3,f*h,f*w], one sample at a time.
+
+        Kernels choose their order of summing by the batch size too, so that `decoder` on a batch
+        differs in the last bits, and a few bytes in 200,000, from `decoder` on each sample. Here
+        a sample's pixels are its own.
+        """
+        rows = [None] * len(code) if noise is None else noise.split(1)
+        return torch.cat([self.decoder(*pair) for pair in zip(code.split(1), rows, strict=True)])
 
     def to_generative(self) -> TokenizerNetwork:
         """A copy whose decoder also takes noise, through weights that start at zero.
@@ -52,14 +71,14 @@ class TokenizerNetwork(nn.Module):
         """
         if self.config.generative:
             raise WetokError("generative=True: the decoder takes noise already")
-        parameter = next(self.parameters())
-        wide = TokenizerNetwork(
-            self.config.model_copy(update={"generative": True}), self.quantizer
-        ).to(parameter.device, parameter.dtype)
-        state = self.state_dict()
+        config = self.config.model_copy(update={"generative": True})
+        with torch.device("meta"):
+            wide = TokenizerNetwork(config, deepcopy(self.quantizer))
+        # Clones keep device, type and memory format, so that the same kernels run.
+        state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         weight = state["decoder.conv_in.weight"]
         state["decoder.conv_in.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
-        wide.load_state_dict(state)
+        wide.load_state_dict(state, assign=True)
         return wide.train(self.training)
 
 
