@@ -106,7 +106,9 @@ def load_image(
     try:
         image, opened = _open(source, name)
     except UnidentifiedImageError:
-        raise WetokError(f"{name} is not an image of a known format") from None
+        raise WetokError(
+            f"{name} is not an image of a known format: convert it to PNG or JPEG"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise WetokError(f"{name} is too large: {_one_line(error)}") from None
     except WetokError:
@@ -114,35 +116,12 @@ def load_image(
     except Exception as error:  # Pillow's plugins raise whatever a damaged header leads them to
         raise WetokError(f"{name} can't be read: {_one_line(error)}") from None
     try:
-        if image.width * image.height > max_pixels:
-            raise WetokError(
-                f"{name} is too large: {image.width} x {image.height} is more than "
-                f"max_pixels={max_pixels}; make it smaller or raise max_pixels"
-            )
-        if image.width < 1 or image.height < 1:
-            raise WetokError(f"{name} is empty: {image.width} x {image.height} pixels")
-        if image.format == "EPS":  # Pillow would hand the file to Ghostscript
-            raise WetokError(f"{name} is PostScript, which is not read: convert it to PNG first")
+        _check_header(image, name, max_pixels)
         if draft is not None and opened and image.format in ("JPEG", "MPO"):
             turned = _orientation(image) >= 5
             least = draft(image.size[::-1] if turned else image.size)
             image.draft(None, least[::-1] if turned else least)
-        image.load()
-        result = _to_rgb(_upright(image), background, name)
-        # Neither the caller's own image nor one that is about to be closed.
-        result = result.copy() if result is image else result
-        result.info = {}  # profile, orientation and transparency are dealt with
-        return result
-    except WetokError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise WetokError(f"{name} is too large: {_one_line(error)}") from None
-    except MemoryError:
-        raise WetokError(
-            f"{name} does not fit in memory ({image.width} x {image.height})"
-        ) from None
-    except Exception as error:
-        raise WetokError(f"{name} is truncated or damaged: {_one_line(error)}") from None
+        return _decode(image, background, name)
     finally:
         if opened:
             image.close()
@@ -295,6 +274,37 @@ def _open(source: ImageSource, name: str) -> tuple[Image.Image, bool]:
     return Image.open(io.BytesIO(data)), True
 
 
+def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise WetokError(
+            f"{name} is too large: {image.width} x {image.height} is more than "
+            f"max_pixels={max_pixels}; make it smaller or raise max_pixels"
+        )
+    if image.width < 1 or image.height < 1:
+        raise WetokError(f"{name} is empty: {image.width} x {image.height} pixels")
+    if image.format == "EPS":  # Pillow would hand the file to Ghostscript
+        raise WetokError(f"{name} is PostScript, which is not read: convert it to PNG first")
+
+
+def _decode(image: Image.Image, background: Color, name: str) -> Image.Image:
+    try:
+        image.load()
+        result = _to_rgb(_upright(image), background, name)
+        # Neither the caller's own image nor one that is about to be closed.
+        result = result.copy() if result is image else result
+        result.info = {}  # profile, orientation and transparency are dealt with
+        return result
+    except WetokError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise WetokError(f"{name} is too large: {_one_line(error)}") from None
+    except MemoryError:
+        size = f"{image.width} x {image.height}"
+        raise WetokError(f"{name} does not fit in memory ({size} pixels)") from None
+    except Exception as error:
+        raise WetokError(f"{name} is truncated or damaged: {_one_line(error)}") from None
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -366,7 +376,7 @@ def _to_srgb(image: Image.Image, info: Mapping[Any, Any]) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """From `profile` (of LAB where mode is LAB) to sRGB; None where nothing is to be done."""
     try:
