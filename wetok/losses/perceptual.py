@@ -1,0 +1,149 @@
+"""LPIPS v0.1: how different two images look, by the features of an ImageNet network.
+
+Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
+CVPR 2018 (eq. 1), with the linear heads that its authors published.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wetok.config import WetokError
+
+# Mean and deviation of ImageNet in [0,1] RGB, carried over to images in [-1,1].
+_SHIFT = (-0.030, -0.088, -0.188)
+_SCALE = (0.458, 0.448, 0.450)
+
+
+class _Layer(NamedTuple):
+    """One convolution (always followed by ReLU) and what stands around it."""
+
+    channels_in: int
+    channels_out: int
+    kernel: int
+    stride: int
+    padding: int
+    pool: tuple[int, int] | None
+    """Kernel and stride of the max pooling before it."""
+    tap: bool
+    """Whether its features are compared."""
+
+
+_ALEX = (
+    _Layer(3, 64, 11, 4, 2, None, True),
+    _Layer(64, 192, 5, 1, 2, (3, 2), True),
+    _Layer(192, 384, 3, 1, 1, (3, 2), True),
+    _Layer(384, 256, 3, 1, 1, None, True),
+    _Layer(256, 256, 3, 1, 1, None, True),
+)
+
+
+def _vgg() -> tuple[_Layer, ...]:
+    layers: list[_Layer] = []
+    before = 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for index in range(count):
+            pool = (2, 2) if index == 0 and layers else None
+            layers.append(_Layer(before, width, 3, 1, 1, pool, index == count - 1))
+            before = width
+    return tuple(layers)
+
+
+_NETS = {"alex": _ALEX, "vgg": _vgg()}
+_SMALLEST = {"alex": 31, "vgg": 16}
+"""Side below which a pooling layer has nothing left to pool."""
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance of image pairs; 0 for equal images, lower is more alike.
+
+        [B,3,H,W] in [-1,1] -> 5 feature maps, each scaled to unit length per position
+            -> squared difference, weighted per channel, mean over positions, summed -> [B]
+
+    Weights are frozen and start empty: `load` or `from_file` fills them.
+    """
+
+    def __init__(self, net: Literal["alex", "vgg"] = "vgg") -> None:
+        super().__init__()
+        if net not in _NETS:
+            raise WetokError(f"net={net!r}: LPIPS knows 'alex' and 'vgg'")
+        self.net = net
+        self.layers = _NETS[net]
+        self.features = nn.ModuleList(
+            nn.Conv2d(la.channels_in, la.channels_out, la.kernel, la.stride, la.padding)
+            for la in self.layers
+        )
+        self.lin = nn.ModuleList(
+            nn.Conv2d(la.channels_out, 1, 1, bias=False) for la in self.layers if la.tap
+        )
+        self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
+        self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None], persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def from_file(cls, path: str | Path, net: Literal["alex", "vgg"] = "vgg") -> LPIPS:
+        """The network with the weights in a safetensors file.
+
+        Raises:
+            WetokError: the file can't be read or holds another network.
+        """
+        lpips = cls(net)
+        try:
+            state = load_file(path)
+            lpips.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise WetokError(f"{path}: not the weights of LPIPS {net}: {reason}") from None
+        return lpips
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in evaluation mode: these weights are a ruler, not a student."""
+        return super().train(False)
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        """Distance [B] of image and reference, [B,3,H,W] in [-1,1] each; grads reach `image`.
+
+        Raises:
+            WetokError: shapes differ, or the images are too small for the network.
+        """
+        if image.shape != reference.shape or image.ndim != 4 or image.shape[1] != 3:
+            raise WetokError(
+                f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: LPIPS takes "
+                "two batches [B,3,H,W] of one shape"
+            )
+        smallest = _SMALLEST[self.net]
+        if min(image.shape[-2:]) < smallest:
+            raise WetokError(
+                f"image {image.shape[-2]}x{image.shape[-1]}: LPIPS {self.net} needs at least "
+                f"{smallest} pixels a side"
+            )
+        with torch.no_grad():
+            wanted = self._unit_features(reference)
+        total = torch.zeros(image.shape[0], device=image.device)
+        for head, mine, theirs in zip(self.lin, self._unit_features(image), wanted, strict=True):
+            # A 1x1 convolution to one channel, as a weighted sum in float32 even under autocast.
+            weight = head.weight.float().reshape(1, -1, 1, 1)
+            total = total + ((mine - theirs).square() * weight).sum(1).mean((-2, -1))
+        return total
+
+    def _unit_features(self, image: Tensor) -> list[Tensor]:
+        x = (image - self.shift) / self.scale
+        taps = []
+        for layer, convolution in zip(self.layers, self.features, strict=True):
+            if layer.pool:
+                x = F.max_pool2d(x, *layer.pool)
+            x = F.relu(convolution(x))
+            if layer.tap:
+                features = x.float()
+                # Clamped, for the gradient of a root at 0 (a position no feature fires at) is NaN.
+                length = features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+                taps.append(features / (length + 1e-10))
+        return taps

@@ -1,0 +1,186 @@
+"""The facade: photographs to tokens and back in one call each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from PIL import Image
+from torch import Tensor
+
+from wetok import checkpoint
+from wetok.codec.tokens import ModelRef, Tokens
+from wetok.config import ModelConfig, WetokError
+from wetok.data.images import load_image, to_pil, to_tensor, to_uint8
+from wetok.model.decoder import sample_noise
+from wetok.model.network import TokenizerNetwork
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
+
+
+class Tokenizer(
+    ModelHubMixin,
+    library_name="wetok",
+    tags=["image-tokenizer", "wetok"],
+    license="apache-2.0",
+):
+    """A network in evaluation mode with what it takes to use it: sizes, seeds, names.
+
+        image -> [-1,1], padded by reflection to a multiple of f -> encoder, quantizer -> Tokens
+        Tokens -> code (+ seeded noise where generative) -> decoder -> cropped to the true size
+
+    `model` is the network itself (`.encoder`, `.quantizer`, `.decoder`).
+    """
+
+    def __init__(self, model: TokenizerNetwork, name: str = "unnamed") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self._fingerprint: str | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's shape."""
+        return self.model.config
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the settings and weights; tokens carry it, `decode` compares it."""
+        if self._fingerprint is None:
+            self._fingerprint = checkpoint.fingerprint(self.model)
+        return self._fingerprint
+
+    @property
+    def ref(self) -> ModelRef:
+        """Name and fingerprint, as tokens carry them."""
+        return ModelRef(self.name, self.fingerprint)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Tokenizer:
+        """Moves the network; returns this tokenizer."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, image: ImageLike | Sequence[ImageLike]) -> Tokens:
+        """Tokens of one image or of several of one size.
+
+        Args:
+            image: PIL image, path, uint8 [H,W,3] or [B,H,W,3], float [3,H,W] or [B,3,H,W] in
+                [-1,1], or a list of such single images. Any size from 1 x 1 on.
+
+        Returns:
+            Tokens with ids [B,g,h,w], h = ceil(H/f), w = ceil(W/f), and the true size.
+
+        Raises:
+            WetokError: not an image, a wrong shape or range, sizes that differ.
+        """
+        batch = _batch(image)
+        size = (batch.shape[-2], batch.shape[-1])
+        padded = pad_to_multiple(batch.to(self.device), self.config.factor)
+        ids = self.model.quantizer(self.model.encoder(padded)).ids
+        return Tokens(ids.cpu(), size, self.ref, self.config.group_bits)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        tokens: Tokens,
+        seed: int | Sequence[int] = 0,
+        output: Literal["pil", "uint8", "float"] = "pil",
+    ) -> Any:
+        """Images of `tokens`, at their true size.
+
+        Args:
+            tokens: what `encode` of this model gave.
+            seed: of a generative decoder's noise; one for every image, or one each. An image's
+                pixels depend on its ids and its seed, not on its neighbours in the batch.
+            output: "pil": list of PIL images; "uint8": [B,3,H,W]; "float": [B,3,H,W] in [-1,1].
+
+        Raises:
+            WetokError: the tokens are another model's, or a wrong number of seeds.
+        """
+        if output not in ("pil", "uint8", "float"):
+            raise WetokError(f"output={output!r} must be 'pil', 'uint8' or 'float'")
+        self.check(tokens)
+        seeds = [seed] * len(tokens) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(tokens):
+            raise WetokError(f"seed: {len(seeds)} seeds for {len(tokens)} images; give one each")
+        code = self.model.quantizer.ids_to_code(tokens.ids.to(self.device))
+        noise = sample_noise(seeds, code.shape[1:], code) if self.config.generative else None
+        height, width = tokens.size
+        image = self.model.decoder(code, noise)[..., :height, :width].clamp(-1, 1)
+        if output == "float":
+            return image
+        return to_uint8(image) if output == "uint8" else to_pil(image)
+
+    def check(self, tokens: Tokens) -> None:
+        """Raises WetokError unless `tokens` were made by this very model."""
+        if tokens.model.fingerprint != self.fingerprint:
+            raise WetokError(
+                f"tokens of model {tokens.model.name!r} ({tokens.model.fingerprint}) can't be "
+                f"decoded by {self.name!r} ({self.fingerprint}); load the model they were made with"
+            )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Writes a model folder (config.json, model.safetensors, README.md)."""
+        return super().save_pretrained(save_directory, config=None, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        checkpoint.save_folder(save_directory, self.model, self.name)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path, *, revision: str | None = None, **kwargs: Any
+    ) -> Tokenizer:
+        """The model called `name`: a shipped name, a model folder or a Hub id."""
+        network, told = checkpoint.load_network(name, revision=revision, **kwargs)
+        return cls(network, told)
+
+
+def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
+    """[...,H,W] continued by reflection, right and below, to multiples of `factor`.
+
+    The reflection repeats where the image is narrower than what is missing, so 1 x 1 works.
+    """
+    height, width = image.shape[-2:]
+    rows = _reflected(height, -(-height // factor) * factor, image.device)
+    columns = _reflected(width, -(-width // factor) * factor, image.device)
+    return image[..., rows[:, None], columns]
+
+
+def _reflected(length: int, target: int, device: torch.device) -> Tensor:
+    """Indices 0, 1, ..., n-1, n-2, ..., 1, 0, 1, ... of a line of n, `target` of them."""
+    period = max(1, 2 * (length - 1))
+    index = torch.arange(target, device=device) % period
+    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
+
+
+def _batch(image: ImageLike | Sequence[ImageLike]) -> Tensor:
+    if isinstance(image, (list, tuple)):
+        if not image:
+            raise WetokError("image=[]: give at least one image")
+        batches = [_batch(item) for item in image]
+        sizes = sorted({(b.shape[-2], b.shape[-1]) for b in batches})
+        if len(sizes) > 1:
+            raise WetokError(
+                f"image: a batch takes images of one size, not {len(sizes)} (from "
+                f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}); encode them singly"
+            )
+        return torch.cat(batches)
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        image = load_image(image)
+    elif not isinstance(image, (np.ndarray, Tensor)):
+        raise WetokError(
+            f"image of type {type(image).__name__}: give a PIL image, a path, a uint8 array "
+            "[H,W,3] or a float tensor [3,H,W] in [-1,1]"
+        )
+    tensor = to_tensor(image)
+    return tensor if tensor.ndim == 4 else tensor[None]
