@@ -89,8 +89,10 @@ class DataConfig(Settings):
     val: str | None = Field(None, description="folder of images to choose the best checkpoint by")
     crop: int = Field(256, ge=8, description="side of a training crop, pixels")
     batch: int = Field(16, ge=1, description="crops a step")
-    scale: tuple[float, float] = Field((0.2, 1.0), description="crop area as a share of the image")
-    aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="crop width / height")
+    scale: tuple[float, float] | None = Field(
+        (0.25, 1.0), description="area of a crop as a share of the image's; null never resamples"
+    )
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of a crop")
     flip: bool = True
     color: float = Field(0.0, ge=0, le=1, description="strength of colour jitter")
     workers: int = Field(2, ge=0, description="decoding threads; 0 decodes in the training loop")

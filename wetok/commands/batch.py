@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
@@ -38,7 +39,7 @@ class Batch:
             typer.Exit: 1 when some inputs failed, 2 when all did.
         """
         done = 0
-        with _progress(len(self.jobs), doing) as advance:
+        with progress(len(self.jobs), doing) as advance:
             for job in self.jobs:
                 try:
                     print(work(job))
@@ -48,8 +49,11 @@ class Batch:
                 except (WetokError, OSError, MemoryError) as error:
                     self.failures.append(_reason(job.source, error))
                 advance()
-        if not self.failures:
-            return
+        if self.failures:
+            self.stop(done)
+
+    def stop(self, done: int) -> NoReturn:
+        """Tell what failed, after `done` inputs went well; raises as `run` does."""
         if not done and len(self.failures) == 1:
             raise WetokError(self.failures[0])
         total = done + len(self.failures)
@@ -74,7 +78,9 @@ def plan(
     and so on; an input that can't be found is a failure of the batch and the others go on.
 
     Raises:
-        WetokError: a target exists and `force` is false, or a target is itself an input.
+        WetokError: a target exists and `force` is false, or a target is itself an input; no
+            input can be found, if it is the only one.
+        typer.Exit: 2 when none of several inputs can be found.
     """
     single = len(inputs) == 1 and not inputs[0].is_dir()
     to_file = out.suffix.lower() == suffix and not out.is_dir()
@@ -101,6 +107,8 @@ def plan(
             place = file.relative_to(given).parent if file != given else Path()
             target = out if to_file else _free(out / place / file.stem, suffix, taken)
             batch.jobs.append(Job(file, target))
+    if not batch.jobs and batch.failures:
+        batch.stop(0)
     _check_targets([job.target for job in batch.jobs], seen, force)
     return batch
 
@@ -150,7 +158,7 @@ def _reason(source: Path, error: Exception) -> str:
 
 
 @contextmanager
-def _progress(total: int, doing: str) -> Iterator[Callable[[], None]]:
+def progress(total: int, doing: str) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's stderr when there are several things to do; else nothing."""
     if total < 2 or not sys.stderr.isatty():
         yield lambda: None

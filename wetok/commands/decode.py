@@ -50,7 +50,10 @@ def command(
             except WetokError as error:
                 if model is not None:
                     raise
-                raise WetokError(f"its model: {error}; or give the model with -m") from None
+                told = f" ({error})" if "/" in name else ""  # what the Hub said is worth knowing
+                raise WetokError(
+                    f"made by model {name!r}, which is not at hand{told}: give its folder with -m"
+                ) from None
         return loaded[name]
 
     if model is not None:

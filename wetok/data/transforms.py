@@ -32,7 +32,8 @@ class Plan(NamedTuple):
 class Transform(Protocol):
     """What a loader needs to know of a random transform."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def sample(self, size: Size, rng: np.random.Generator) -> Plan: ...
 

@@ -51,7 +51,9 @@ class ReconstructionObjective(nn.Module):
         """image and reconstruction [B,3,H,W] in [-1,1]; the quantizer's losses are scalars."""
         config = self.config
         difference = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
-        terms = {config.reconstruction: difference(reconstruction.float(), image.float())}
+        terms: dict[str, Tensor] = {
+            config.reconstruction: difference(reconstruction.float(), image.float())
+        }
         total = config.reconstruction_weight * terms[config.reconstruction]
         if self.lpips and config.perceptual_weight and step % config.perceptual_every == 0:
             terms["lpips"] = self.lpips(reconstruction, image).mean()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from wetok.checkpoint import load_network, save_folder
+from wetok.checkpoint import Precision, load_network, save_folder
 from wetok.config import ModelConfig, TrainConfig, WetokError
 from wetok.data.loader import TrainLoader
 from wetok.data.sources import ImageFolder
@@ -223,7 +223,7 @@ class Run:
         path = state.save(self.folder / "checkpoints", run.keep, best=best)
         self.watcher.event(f"checkpoint {path}")
 
-    def export(self, folder: Path, precision: str = "float32") -> None:
+    def export(self, folder: Path, precision: Precision = "float32") -> None:
         """Writes the averaged weights as a model folder."""
         with self.state.ema.applied(self.state.network):
             save_folder(folder, self.state.network, name=self.folder.name, precision=precision)
