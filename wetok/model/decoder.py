@@ -90,7 +90,9 @@ class Decoder(nn.Module):
         # exactly the code half, whatever the order in which a kernel adds up its channels.
         weight, noise_weight = self.conv_in.weight.split(self.bits, dim=1)
         x = F.conv2d(code, weight, self.conv_in.bias, padding=1)
-        return x + F.conv2d(noise.to(code.dtype), noise_weight, padding=1)
+        # In place, which keeps strides, and with them the kernels that follow.
+        x += F.conv2d(noise.to(code.dtype), noise_weight, padding=1)
+        return x
 
 
 def sample_noise(seeds: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
