@@ -25,8 +25,7 @@ PRESETS: dict[str, ModelConfig] = {
         mults=(1, 2, 2),
         blocks=1,
         decoder_channels=64,
-        decoder_mults=(1, 2, 4),
-        decoder_blocks=2,
+        decoder_mults=(1, 2, 3),
         patch=2,
     ),
 }
