@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wetok.config import ModelConfig, Settings, WetokError, near, validate
 
@@ -38,12 +38,24 @@ class FolderConfig(Settings):
 
     format: Literal[1] = 1
     model_type: Literal["wetok"] = "wetok"
-    name: str = Field(min_length=1, max_length=255)
+    name: str
     network: ModelConfig
     precision: Precision = Field("float32", description="type the weights are stored in")
     fingerprint: str | None = Field(
         None, pattern="^[0-9a-f]{16}$", description="verified on loading; leave out to skip"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _usable(cls, name: str) -> str:
+        check_name(name)
+        return name
+
+
+def check_name(name: str) -> None:
+    """Raises WetokError unless `name` can be a model's name, which every `.wetok` file carries."""
+    if not name or not name.isprintable() or len(name.encode()) > 255:
+        raise WetokError(f"model name {name!r} must be 1 to 255 bytes of printable UTF-8")
 
 
 def load(
@@ -180,9 +192,9 @@ def find_folder(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and name in shipped():
         return SHIPPED / name
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
-    if folder.exists():
+    if name and folder.exists():
         raise WetokError(
             f"{name}: is a file; a model is a folder with {CONFIG} and {WEIGHTS} (for a published "
             "checkpoint: wetok import)"
@@ -319,7 +331,7 @@ def _read_network(folder: Path, source: str) -> TokenizerNetwork:
             state = {key: file.get_tensor(key) for key in stored}
     except (SafetensorError, OSError) as error:
         raise WetokError(f"{path}: broken weights: {_line(error)}; copy the file again") from None
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, TypeError) as error:  # torch's, for absurd sizes
         raise WetokError(f"{folder / CONFIG}: no network can be built: {_line(error)}") from None
     for key, tensor in state.items():
         state[key] = tensor.float() if tensor.is_floating_point() else tensor
@@ -393,7 +405,7 @@ def _download(repo: str, revision: str | None, hub: Mapping[str, Any]) -> Path:
         raise WetokError(f"model {at}: the Hub has no such revision") from None
     except errors.LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
-        told = "HF_HUB_OFFLINE is set" if isinstance(cause, errors.OfflineModeIsEnabled) else None
+        told = "offline mode is on" if isinstance(cause, errors.OfflineModeIsEnabled) else None
         raise WetokError(
             f"model {at}: no such folder here, not in the Hub's cache, and the Hub can't be "
             f"reached ({told or _line(cause)})"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wetok.codec import file as wetok_file
@@ -105,6 +105,7 @@ def files(draw: st.DrawFn) -> tuple[Header, np.ndarray]:
     return header, ids
 
 
+@settings(deadline=None)
 @given(files())
 def test_round_trip_and_specification(case: tuple[Header, np.ndarray]) -> None:
     header, ids = case
@@ -282,6 +283,7 @@ def test_sizes_go_together_exactly_when_a_factor_exists(factor: int) -> None:
             assert Header("m", "0" * 16, 1, 1, 1, (height, width), latent).latent == latent
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 400), st.integers(1, 400)),
     st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wetok.codec.packing import MAX_BITS, id_dtype, pack, packed_size, unpack
@@ -22,6 +22,7 @@ def id_lists(draw: st.DrawFn) -> tuple[list[int], int]:
     return draw(st.lists(st.integers(0, 2**bits - 1), max_size=70)), bits
 
 
+@settings(deadline=None)
 @given(id_lists())
 def test_pack_is_the_long_number(case: tuple[list[int], int]) -> None:
     ids, bits = case

@@ -42,7 +42,7 @@ NAMES = st.text(min_size=1, max_size=30).filter(str.isprintable)
 FINGERPRINTS = st.text("0123456789abcdef", min_size=16, max_size=16)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tokens())
 def test_load_gives_back_what_was_saved(tmp_path: Path, saved: Tokens) -> None:
     path = tmp_path / "a.wetok"

@@ -27,7 +27,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from wetok.checkpoint import written_beside
+from wetok.checkpoint import check_name, written_beside
 from wetok.codec.packing import MAX_BITS, pack, packed_size, unpack
 from wetok.config import WetokError
 
@@ -69,8 +69,7 @@ class Header:
     coding: int = PACKED
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable() or len(self.name.encode()) > 255:
-            raise WetokError(f"model name {self.name!r} must be 1 to 255 bytes of printable UTF-8")
+        check_name(self.name)
         if not re.fullmatch("[0-9a-f]{16}", self.fingerprint):
             raise WetokError(
                 f"fingerprint {self.fingerprint!r} must be 16 hex digits in small letters"
