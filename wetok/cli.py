@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -109,11 +110,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = SOME_FAILED
     except Exception as error:
-        if debug:
-            raise
         line = _in_one_line(error, args)
         if line is None:
             raise
+        if debug:
+            traceback.print_exc()
         print(f"wetok: {line}", file=sys.stderr)
         code = MISTAKE
     if code == INTERRUPTED:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "tiny-48x"
 
+
+def _not_negative(value: int) -> int:
+    if value < 0:
+        raise typer.BadParameter(f"{value} is negative; give 0 or more.")
+    return value
+
+
 Images = Annotated[
     list[Path],
     typer.Argument(metavar="INPUT", show_default=False, help="Photographs or folders of them."),
@@ -21,7 +28,9 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write to, or one file's name.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of a generative decoder's noise.")]
+Seed = Annotated[
+    int, typer.Option(callback=_not_negative, help="Of a generative decoder's noise, from 0 on.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 

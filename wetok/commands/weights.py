@@ -11,7 +11,7 @@ from wetok.commands import options
 
 app = typer.Typer(
     help="List, import and find pretrained parts.\n\nExample: wetok weights import ~/downloads",
-    no_args_is_help=True,
+    add_completion=False,
 )
 
 
