@@ -40,9 +40,9 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def position_share(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """This rank's share of everything counted by all ranks, as a 0-d tensor (no device sync)."""
-    own = torch.tensor(float(count), device=device, dtype=dtype)
+def position_share(count: int, like: Tensor) -> Tensor:
+    """This rank's share of everything counted by all ranks: 0-d, of `like`'s type and device."""
+    own = torch.full((), float(count), device=like.device, dtype=like.dtype)
     return own / all_reduce_sum_(own.clone())
 
 
@@ -74,6 +74,6 @@ def all_reduce_mean(local: Tensor, count: int = 1) -> Tensor:
         raise WetokError(f"local has dtype {local.dtype}: a mean needs a floating type")
     if not is_distributed():
         return local
-    share = position_share(count, local.device, local.dtype)
+    share = position_share(count, local)
     mean: Tensor = _AllReduceMean.apply(local, share)
     return mean

@@ -6,14 +6,13 @@ product of independent bits with p_k = sigmoid(4 x_k / T). Therefore, exactly,
   mean joint [2^h, 2^l]    = A B^T / N, with A [2^h, N] and B [2^l, N] the outer-product tables of
                              the h high and the l low bits, h + l = d'.
 
-Shape legend: G groups, D bits per group (d'), N positions, R rows of the joint in one block,
-H = 2^h, L = 2^l. Bit 0 is the least significant, so the joint's entry [i, j] is code i * L + j.
+Shape legend: G groups, D bits per group (d'), N positions, H = 2^h, L = 2^l, R rows of the joint
+in one block, n positions in one block. The joint's entry [i, j] belongs to code i * L + j.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,6 +26,11 @@ Convention = Literal["grouped", "pooled"]
 CONVENTIONS: tuple[Convention, ...] = ("grouped", "pooled")
 MAX_GROUP_BITS = 30
 MAX_BYTES = 256 * 2**20
+MIN_POSITIONS = 1024  # at a time: fewer make thin, slow matrix products
+MAX_POSITIONS = 4096  # on a CPU: longer float32 sums lose digits
+CACHE_BYTES = 4 * 2**20  # on a CPU: tables up to this size are cheap to walk through again
+WIDE_JOINT = 2**14  # entries up to which the joint is summed in float64, for next to nothing
+MAX_LOGIT = 1e6  # p or q is exactly 0 long before, in float64 too; keeps inf * 0 away
 
 
 class Entropies(NamedTuple):
@@ -59,8 +63,9 @@ def entropies(
     over the groups and takes the codebook entropy of one histogram pooled over them (the released
     training code). The codebook term is -sum p log(p + eps); eps = 0 means -sum p log p.
 
-    Runs in float32, or float64 for a float64 latent, whatever autocast says. Work memory beyond a
-    few copies of the latent stays below `max_bytes`.
+    Runs in float32, or float64 for a float64 latent, whatever autocast says. Work memory beyond
+    five copies of the latent stays below `max_bytes`. The gradient is found in the forward pass
+    (it costs nothing without one) and cannot be differentiated again.
 
     Raises:
         WetokError: a bad argument, or more bits per group than can be computed.
@@ -86,39 +91,41 @@ def group_entropies(
             f"latent is {latent.dtype} {tuple(latent.shape)}: it must be floating and [B, d, *]"
         )
     bits = latent.shape[1]
-    if groups < 1 or bits % groups:
+    if groups < 1 or bits % groups or not bits:
         raise WetokError(f"groups={groups} must divide the latent's {bits} channels")
     check_settings(bits // groups, convention, temperature, eps, max_bytes)
     if latent.numel() == 0 and not is_distributed():
         raise WetokError(f"latent {tuple(latent.shape)} has no positions: give at least one")
-    grouped = latent.reshape(latent.shape[0], groups, bits // groups, -1)  # [B, G, D, S]
-    if convention == "grouped":
-        logit_source = grouped.permute(1, 2, 0, 3).flatten(2)  # [G, D, N]
-    else:  # pooling over groups is the same as taking the groups for further positions
-        logit_source = grouped.permute(2, 1, 0, 3).flatten(1).unsqueeze(0)  # [1, D, G*N]
-    if logit_source.dtype != torch.float64:
-        logit_source = logit_source.float()
-    with torch.autocast(latent.device.type, enabled=False):
-        token, codebook = _FactoredEntropy.apply(logit_source, temperature, eps, max_bytes)
+    wide = latent if latent.dtype == torch.float64 else latent.float()
+    grouped = wide.reshape(wide.shape[0], groups, bits // groups, math.prod(wide.shape[2:]))
+    if convention == "pooled":  # the same as taking the groups for further positions
+        grouped = grouped.flatten(0, 1).unsqueeze(1)
+    token, codebook = _FactoredEntropy.apply(grouped, temperature, eps, max_bytes)
     return Entropies(token, codebook)
 
 
 def check_settings(
     group_bits: int, convention: str, temperature: float, eps: float, max_bytes: int = MAX_BYTES
 ) -> None:
-    """Refuses, in one line, settings that cannot be computed. A group of d' bits has 2^d' codes."""
+    """Refuses settings that cannot be computed, in one line.
+
+    Raises:
+        WetokError: an argument is out of its range; for a size, with the estimate in bytes.
+    """
     if convention not in CONVENTIONS:
-        raise WetokError(f"entropy convention {convention!r} is unknown: use one of {CONVENTIONS}")
-    if not temperature > 0 or not math.isfinite(temperature):
+        raise WetokError(
+            f"entropy={convention!r} is unknown: use one of {', '.join(CONVENTIONS)}, or None"
+        )
+    if not 0 < temperature < math.inf:
         raise WetokError(f"temperature={temperature} must be positive and finite, such as 0.01")
     if not 0 <= eps < 1:
         raise WetokError(f"eps={eps} must lie in [0, 1): 1e-5 is the released value, 0 is exact")
     if group_bits > MAX_GROUP_BITS:
         raise WetokError(
-            f"{group_bits} bits per group mean a joint table of {4 * 2**group_bits:,} bytes: the "
-            f"entropy takes up to {MAX_GROUP_BITS} bits per group, so use more groups"
+            f"{group_bits} bits per group make a joint table of {4 * 2**group_bits:,} bytes: the "
+            f"entropies take up to {MAX_GROUP_BITS} bits per group, so use more groups"
         )
-    smallest = _bytes(group_bits, _Plan(1, min(16, 2 ** (group_bits // 2)), 16), 4)
+    smallest = _work_bytes(group_bits, _Plan(1, min(16, 2 ** (group_bits // 2)), 16), 8)
     if smallest > max_bytes:
         raise WetokError(
             f"max_bytes={max_bytes:,} is too small: {group_bits} bits per group need at least "
@@ -126,156 +133,231 @@ def check_settings(
         )
 
 
-def _bytes(group_bits: int, plan: _Plan, itemsize: int) -> int:
+def _work_bytes(group_bits: int, plan: _Plan, itemsize: int) -> int:
+    """Three tensors of the joint's block, and two of each table's."""
     low = 2 ** (group_bits - group_bits // 2)
-    joint = 3 * plan.rows * low
-    tables = 2 * (plan.rows + low) * plan.positions
-    return plan.groups * (joint + tables) * itemsize
+    entries = 3 * plan.rows * low + 2 * (plan.rows + low) * plan.positions
+    return plan.groups * entries * itemsize
 
 
-def _make_plan(groups: int, group_bits: int, count: int, itemsize: int, max_bytes: int) -> _Plan:
-    """A quarter of the memory for the joint, the rest for the tables.
+def _make_plan(latent: Tensor, max_bytes: int) -> _Plan:
+    """A quarter of the memory for the joint, the rest for the tables of latents [B, G, D, S].
 
-    Groups and rows do not depend on the number of positions, so that all ranks cut alike.
+    Groups and rows do not depend on the number of positions, so that all ranks cut alike and meet
+    in the same reductions.
     """
+    batch, groups, group_bits, positions = latent.shape
+    count, itemsize = batch * positions, latent.element_size()
     low, high = 2 ** (group_bits - group_bits // 2), 2 ** (group_bits // 2)
-    entries = max_bytes // (4 * 3 * itemsize)
-    at_once = min(groups, max(1, entries // (high * low)))
-    rows = min(high, max(1, 2 ** int(math.log2(max(1, entries // (at_once * low))))))
-    fitting = max(1, 3 * max_bytes // (4 * itemsize * at_once * 2 * (rows + low)))
-    blocks = max(1, -(-count // fitting))
+    joint = max(1, max_bytes // 4 // (3 * itemsize))
+    at_once = min(groups, max(1, joint // (high * low)))
+    rows = min(high, 2 ** int(math.log2(max(1, joint // (at_once * low)))))
+    per_position = 2 * (rows + low) * at_once * itemsize
+    longest = max(1, (max_bytes - max_bytes // 4) // per_position)
+    if latent.device.type == "cpu":
+        cached = min(MAX_POSITIONS, CACHE_BYTES // per_position)
+        longest = min(longest, max(MIN_POSITIONS, cached))
+    blocks = max(1, -(-count // longest))
     return _Plan(at_once, rows, max(1, -(-count // blocks)))
 
 
 class _FactoredEntropy(torch.autograd.Function):
-    """[G, D, N] latents -> token [G] and codebook [G] entropies.
+    """[B, G, D, S] latents -> token and codebook entropy, both [G], over N = B * S positions.
 
-    The gradient is worked out in the forward pass, block by block while the joint is at hand, so
-    neither the joint nor the tables outlive it; what is kept are two tensors of the latent's size.
+    The derivatives are worked out in the forward pass, block by block while the joint is at hand,
+    so that neither the joint nor the tables outlive it. Kept are two tensors of the latent's size.
     """
 
     @staticmethod
     def forward(
         ctx: Any, latent: Tensor, temperature: float, eps: float, max_bytes: int
     ) -> tuple[Tensor, Tensor]:
-        want_grad = ctx.needs_input_grad[0]
-        groups, group_bits, count = latent.shape
-        plan = _make_plan(groups, group_bits, count, latent.element_size(), max_bytes)
-        slope = 4 / temperature
-        share = scale = None
-        if is_distributed():
-            share = position_share(count, latent.device, latent.dtype)
-            scale = share * world_size()
-        logit = latent * slope
-        size = logit.abs()
-        p, q = torch.sigmoid(logit), torch.sigmoid(-logit)
-        per_bit = torch.log1p(torch.exp(-size)).addcmul_(size, torch.sigmoid(-size))
-        token = per_bit.sum(dim=(1, 2)) / max(1, count)
-        if share is not None:
-            token = all_reduce_sum_(token * share)
-        codebook = latent.new_empty(groups)
-        token_grad = codebook_grad = None
-        if want_grad:
-            token_grad = (p * q).mul_(logit).mul_(-slope / max(1, count))
-            codebook_grad = torch.zeros_like(latent)
-        for start in range(0, groups, plan.groups):
-            part = slice(start, start + plan.groups)
-            codebook[part] = _codebook(
-                p[part],
-                q[part],
-                None if codebook_grad is None else codebook_grad[part],
-                plan,
-                eps,
-                share,
-            )
-        if want_grad:
-            assert token_grad is not None and codebook_grad is not None
-            codebook_grad.mul_(slope / max(1, count))
-            if scale is not None:
-                token_grad.mul_(scale)
-                codebook_grad.mul_(scale)
-            ctx.save_for_backward(token_grad, codebook_grad)
+        batch, groups, group_bits, positions = latent.shape
+        count = batch * positions
+        plan = _make_plan(latent, max_bytes)
+        share = position_share(count, latent) if is_distributed() else None
+        want_slopes = ctx.needs_input_grad[0]
+        with torch.autocast(latent.device.type, enabled=False):
+            logit = latent.new_empty(groups, group_bits, batch, positions)
+            torch.mul(latent.permute(1, 2, 0, 3), 4 / temperature, out=logit)
+            logit = logit.flatten(2).clamp_(-MAX_LOGIT, MAX_LOGIT)
+            slopes = torch.zeros_like(logit) if want_slopes else None
+            token, codebook = latent.new_empty(groups), latent.new_empty(groups)
+            for start in range(0, groups, plan.groups):
+                part = slice(start, start + plan.groups)
+                tables = _Tables(logit[part], plan)
+                token[part] = _token_entropy(tables, logit[part], want_slopes)
+                codebook[part] = _codebook_entropy(
+                    tables, eps, share, None if slopes is None else slopes[part]
+                )
+            if share is not None:
+                all_reduce_sum_(token.mul_(share))
+        if want_slopes:
+            ctx.shape, ctx.factor = latent.shape, -4 / temperature / max(1, count)
+            ctx.save_for_backward(logit, slopes, None if share is None else share * world_size())
         return token, codebook
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, token: Tensor, codebook: Tensor) -> tuple[Tensor, None, None, None]:
-        token_grad, codebook_grad = ctx.saved_tensors
-        grad = token_grad * token[:, None, None]
-        grad.addcmul_(codebook_grad, codebook[:, None, None])
+        token_slope, codebook_slope, share = ctx.saved_tensors
+        factor = ctx.factor if share is None else ctx.factor * share
+        grad = token_slope.new_empty(ctx.shape)
+        by_group = grad.permute(1, 2, 0, 3)
+        token, codebook = ((t * factor)[:, None, None, None] for t in (token, codebook))
+        torch.mul(token_slope.view(by_group.shape), token, out=by_group)
+        by_group.addcmul_(codebook_slope.view(by_group.shape), codebook)
         return grad, None, None, None
 
 
-def _codebook(
-    p: Tensor, q: Tensor, grad: Tensor | None, plan: _Plan, eps: float, share: Tensor | None
+class _Tables:
+    """Bit probabilities of some groups, pq [G, D, 2, N] with q = 1 - p at 0 and p at 1, and their
+    outer-product tables a [G, R, n] and b [G, L, n] for one block of positions and one of rows."""
+
+    def __init__(self, logit: Tensor, plan: _Plan) -> None:
+        self.groups, self.bits, self.count = logit.shape
+        self.pq = logit.new_empty(self.groups, self.bits, 2, self.count)
+        self.rows = plan.rows
+        self.low = self.bits - self.bits // 2
+        self.blocks = [
+            slice(start, min(start + plan.positions, self.count))
+            for start in range(0, self.count, plan.positions)
+        ]
+        self._a, self._a_holds = logit, (-1, -1)
+        self._b, self._b_holds = logit, -1
+
+    def load(self, block: slice, first_row: int) -> tuple[Tensor, Tensor]:
+        """The tables of a block, rebuilt only where they hold another."""
+        pq = self.pq[..., block]
+        if self.rows == 2**self.low and self._b_holds != block.start:  # equal halves: one product
+            pairs = pq.unflatten(1, (2, self.low)).flatten(0, 1)
+            both = _table(pairs).unflatten(0, (self.groups, 2))
+            self._b, self._a = both.unbind(1)
+            self._b_holds, self._a_holds = block.start, (block.start, first_row)
+        if self._b_holds != block.start:
+            self._b, self._b_holds = _table(pq[:, : self.low]), block.start
+        if self._a_holds != (block.start, first_row):
+            inner = self.low + self.rows.bit_length() - 1
+            a = _table(pq[:, self.low : inner])
+            for k in range(inner, self.bits):  # the bits that are the same in all these rows
+                a = a * pq[:, k, first_row >> (k - self.low) & 1, None]
+            self._a, self._a_holds = a, (block.start, first_row)
+        return self._a, self._b
+
+
+def _table(pq: Tensor) -> Tensor:
+    """Outer product over the bits: pq [G, k, 2, n] -> [G, 2^k, n], lowest bit first."""
+    bits = pq.shape[1]
+    if bits == 0:
+        return pq.new_ones(pq.shape[0], 1, pq.shape[3])
+    if bits == 1:
+        return pq[:, 0]
+    low, high = _table(pq[:, : bits // 2]), _table(pq[:, bits // 2 :])
+    return (high[:, :, None] * low[:, None]).flatten(1, 2)
+
+
+def _token_entropy(tables: _Tables, logit: Tensor, want_slopes: bool) -> Tensor:
+    """Token entropy [G] of this rank. Fills p and q, each from the logit so that neither loses
+    digits, and turns the logits into the derivatives with respect to them, times -N."""
+    total = logit.new_zeros(tables.groups)
+    for block in tables.blocks:
+        b, q, p = logit[..., block], *tables.pq[..., block].unbind(2)
+        torch.sigmoid(b, out=p)
+        torch.sigmoid(b.neg(), out=q)
+        least = torch.minimum(p, q)
+        # H = |b| least - log(1 - least): no cancellation, unlike softplus(b) - b p
+        negative = least.neg().log1p_().sub_(least.mul_(b).abs_())
+        total -= negative.sum(dim=(1, 2))
+        if want_slopes:
+            b.mul_(p).mul_(q)
+    return total / max(1, tables.count)
+
+
+def _codebook_entropy(
+    tables: _Tables, eps: float, share: Tensor | None, slopes: Tensor | None
 ) -> Tensor:
-    """Codebook entropy [G] of bit probabilities p, q = 1 - p [G, D, N]; adds to `grad` [G, D, N]
-    the derivative with respect to the logits, times N."""
-    groups, group_bits, count = p.shape
-    low = group_bits - group_bits // 2
-    high_rows = 2 ** (group_bits // 2)
-    low_bits, high_bits = _bit_rows(low, p), _bit_rows(group_bits - low, p)
-    uniform = 2.0**-group_bits
+    """Codebook entropy [G] over all ranks. `slopes` [G, D, N], zeros at first, receives the
+    derivatives with respect to the logits, times -N."""
+    low, rows, pq = tables.low, tables.rows, tables.pq
+    uniform = 0.5**tables.bits
     top = uniform + eps
-    total = p.new_zeros(groups)
-    blocks = [slice(i, min(i + plan.positions, count)) for i in range(0, count, plan.positions)]
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def tables() -> Iterator[tuple[slice, Tensor, Tensor]]:
-        for block in blocks:
-            if block.start not in kept:
-                b = _table(p[:, :low, block], q[:, :low, block])
-                a = _table(p[:, low:, block], q[:, low:, block])
-                if len(blocks) == 1:
-                    kept[block.start] = (a, b)
-            else:
-                a, b = kept[block.start]
-            yield block, a, b
-
-    for start in range(0, high_rows, plan.rows):
-        rows = slice(start, start + plan.rows)
-        joint = p.new_zeros(groups, plan.rows, 2**low)
-        for _, a, b in tables():
-            joint.baddbmm_(a[:, rows], b.mT, alpha=1 / max(1, count))
+    total, centre = pq.new_zeros(tables.groups, 1, 1), None
+    low_bits = _bit_rows(low, 0, 2**low, pq)
+    for first_row in range(0, 2 ** (tables.bits - low), rows):
+        joint = _joint_sum(tables, first_row).div_(max(1, tables.count) * top)
         if share is not None:
             all_reduce_sum_(joint.mul_(share))
-        if eps > uniform:
-            ratio = joint.sub_(uniform).div_(top)  # (P + eps) / top - 1
-            log = torch.log1p(ratio)
-            total += torch.mul(ratio, log).sum(dim=(1, 2)) * top + log.sum(dim=(1, 2)) * uniform
-            slope = ratio.div_(ratio + 1).mul_(-eps / top).sub_(log)
-        else:
-            ratio = joint.add_(eps).div_(top).clamp_min_(torch.finfo(p.dtype).tiny)
-            log = torch.log(ratio)
-            total += torch.mul(ratio, log).sum(dim=(1, 2)) * top - log.sum(dim=(1, 2)) * eps
-            slope = ratio.reciprocal_().mul_(eps / top).sub_(log)
-        if grad is None:
+        if centre is None:
+            mass = _sums(joint).mul_(top)
+        part = _log_terms_(joint, uniform, eps)
+        total += part
+        if slopes is None:
             continue
-        for block, a, b in tables():
-            logits = (p[:, :, block], q[:, :, block], grad[:, :, block])
-            a_weight = torch.bmm(slope, b).mul_(a[:, rows])
-            _add_logit_grad(*(t[:, low:] for t in logits), high_bits[:, rows], a_weight)
-            b_weight = torch.bmm(slope.mT, a[:, rows]).mul_(b)
-            _add_logit_grad(*(t[:, :low] for t in logits), low_bits, b_weight)
-    return -math.log(top) - total
+        if centre is None:  # any constant will do; about the mean logarithm, it saves digits
+            centre = part / mass.clamp_min_(torch.finfo(mass.dtype).tiny)
+        slope = joint.sub_(centre).to(pq.dtype)
+        same = rows == 2**low  # so small tables share them
+        high_bits = low_bits if same else _bit_rows(tables.bits - low, first_row, rows, pq)
+        for block in tables.blocks:
+            a, b = tables.load(block, first_row)
+            out, q, p = slopes[..., block], *pq[..., block].unbind(2)
+            weight = torch.bmm(slope, b).mul_(a)
+            _add_slopes(out[:, low:], high_bits, weight, p[:, low:], q[:, low:])
+            weight = torch.bmm(slope.mT, a).mul_(b)
+            _add_slopes(out[:, :low], low_bits, weight, p[:, :low], q[:, :low])
+    return -math.log(top) - total.flatten()
 
 
-def _add_logit_grad(p: Tensor, q: Tensor, grad: Tensor, bits: Tensor, weight: Tensor) -> None:
-    ones, zeros = (bits @ weight).chunk(2, dim=1)
-    grad.addcmul_(q, ones).addcmul_(p, zeros, value=-1)
+def _joint_sum(tables: _Tables, first_row: int) -> Tensor:
+    """Rows of the joint [G, R, L] from `first_row` on, summed over the positions of this rank."""
+    shape, narrow = (tables.groups, tables.rows, 2**tables.low), tables.pq.dtype
+    small = math.prod(shape) <= WIDE_JOINT and tables.pq.device.type != "mps"
+    joint = tables.pq.new_zeros(shape, dtype=torch.float64 if small else narrow)
+    for block in tables.blocks:
+        a, b = tables.load(block, first_row)
+        if joint.dtype == narrow:
+            joint.baddbmm_(a, b.mT)
+        else:
+            joint += torch.bmm(a, b.mT)
+    return joint
 
 
-def _bit_rows(bits: int, like: Tensor) -> Tensor:
-    """[2 * bits, 2^bits]: for each bit, the codes where it is one; then those where it is zero."""
-    codes = torch.arange(2**bits, device=like.device)
-    ones = (codes[None] >> torch.arange(bits, device=like.device)[:, None]) & 1
+def _log_terms_(joint: Tensor, uniform: float, eps: float) -> Tensor:
+    """Turns P / top, with top = 1 / 2^d' + eps, into -dH/dP up to a constant, which has no
+    influence on the gradient because probabilities sum to one. Returns sum P log((P + eps) / top)
+    as [G, 1, 1].
+
+    Dividing by top centres the logarithm on the uniform joint, so that small differences keep
+    their digits; log1p keeps them where all P are far below eps.
+    """
+    top = uniform + eps
+    if eps > uniform:
+        log = torch.log1p(joint.sub_(uniform / top))
+        total = top * _sums(joint * log) + uniform * _sums(log)
+        joint.div_(joint + 1).mul_(eps / top).add_(log)
+    elif eps > 0:
+        log = torch.log(joint.add_(eps / top))
+        total = top * _sums(joint * log) - eps * _sums(log)
+        joint.reciprocal_().mul_(-eps / top).add_(log)
+    else:
+        joint.clamp_min_(torch.finfo(joint.dtype).tiny)
+        total = top * _sums(joint * torch.log(joint))
+        joint.log_()
+    return total
+
+
+def _sums(joint: Tensor) -> Tensor:
+    return joint.sum(dim=(1, 2), keepdim=True)
+
+
+def _add_slopes(out: Tensor, bits: Tensor, weight: Tensor, p: Tensor, q: Tensor) -> None:
+    """Adds q * (sum of weights where the bit is one) - p * (... zero): stable at any p."""
+    ones, zeros = torch.matmul(bits, weight).chunk(2, dim=1)
+    out.addcmul_(q, ones).addcmul_(p, zeros, value=-1)
+
+
+def _bit_rows(bits: int, start: int, rows: int, like: Tensor) -> Tensor:
+    """[2 * bits, rows]: for each bit, the codes from `start` where it is one; then where zero."""
+    codes = torch.arange(start, start + rows, device=like.device)
+    ones = (codes >> torch.arange(bits, device=like.device)[:, None]) & 1
     return torch.cat([ones, 1 - ones]).to(like.dtype)
-
-
-def _table(p: Tensor, q: Tensor) -> Tensor:
-    """Outer product over bits [G, k, n] -> [G, 2^k, n]."""
-    groups, bits, count = p.shape
-    table = p.new_ones(groups, 1, count)
-    for k in range(bits):
-        table = torch.cat([table * q[:, k : k + 1], table * p[:, k : k + 1]], dim=1)
-    return table
