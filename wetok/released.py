@@ -10,6 +10,7 @@ beside it, or follow from the tensors' shapes (all but the number of groups).
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -237,8 +238,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise WetokError(f"checkpoint={path}: no such file; give a published .ckpt file")
     zipped = zipfile.is_zipfile(path)
     try:
-        # Mapped rather than read: the largest is 13 GB, and only half of it is wanted.
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles; the error below says it in one line
+            # Mapped rather than read: the largest is 13 GB, and only half of it is wanted.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch and pickle have a dozen kinds, all of them about the file
         raise WetokError(f"checkpoint={path}: {_refusal(path, error)}") from None
     if not isinstance(loaded, dict):
@@ -251,7 +254,7 @@ def _refusal(path: Path, error: Exception) -> str:
     try:
         types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # not a file of torch.save's present format
-        types = re.findall(r"GLOBAL (\S+) was not an allowed", str(error))
+        types = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
     if types:
         more = f" (and {len(types) - LISTED} more)" if len(types) > LISTED else ""
         return (
@@ -259,9 +262,11 @@ def _refusal(path: Path, error: Exception) -> str:
             "read, so it isn't; if you trust it, save its state_dict alone: torch.save("
             "{'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, OTHER)"
         )
-    reason = re.search(r"WeightsUnpickler error: (.*)", str(error)) or re.match("(.*)", str(error))
-    told = f"{type(error).__name__}: {reason[1].strip()[:200]}" if reason else type(error).__name__
-    return f"can't be read as a torch checkpoint, it may be damaged or cut short ({told})"
+    # Torch wraps what went wrong in advice to read the file anyway.
+    told = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    lines = [told[1]] if told else str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"can't be read as a torch checkpoint, it may be damaged or cut short ({reason})"
 
 
 def _state_dict(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
