@@ -85,13 +85,8 @@ class UsageCounter:
             codes = ((codes * _GOLDEN) >> (64 - EXACT_BITS)) & (2**EXACT_BITS - 1)
         size = self.counts.shape[1]
         codes = codes + torch.arange(self.groups, device=codes.device)[:, None] * size
-        if codes.device.type == "cpu":
-            self.counts += (
-                codes.flatten().bincount(minlength=self.counts.numel()).view_as(self.counts)
-            )
-        else:  # bincount would wait for the device
-            flat = codes.flatten()
-            self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
+        flat = codes.flatten()  # not bincount: on a GPU it waits for the device
+        self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
     def usage(self) -> list[float]:
         """Share of codes (beyond 16 bits: of buckets) seen so far, one number in [0, 1] a group."""
@@ -107,8 +102,7 @@ class UsageCounter:
         if not self._exact:
             return ~self._seen.all(0)
         used = self.counts > 0
-        size = torch.arange(used.shape[1], device=used.device)
-        bits = (size >> torch.arange(self.group_bits, device=used.device)[:, None] & 1).bool()
-        ones = (used[:, None] & bits).any(-1)
-        zeros = (used[:, None] & ~bits).any(-1)
-        return ~(ones & zeros)
+        both = [
+            used.view(self.groups, -1, 2, 2**k).any(3).any(1).all(1) for k in range(self.group_bits)
+        ]
+        return ~torch.stack(both, 1)
