@@ -6,9 +6,10 @@ Torch-free, so that `wetok --help` and `wetok models` answer at once.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,7 +22,7 @@ class WetokError(ValueError):
 class Settings(BaseModel):
     """Base of every settings block: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Settings):
@@ -55,6 +56,8 @@ class ModelConfig(Settings):
             )
         if min(self.mults) < 1:
             raise ValueError(f"mults={self.mults} must be positive")
+        if self.decoder_mults is not None and min(self.decoder_mults, default=0) < 1:
+            raise ValueError(f"decoder_mults={self.decoder_mults} must be positive")
         if self.decoder_mults is not None and len(self.decoder_mults) != len(self.mults):
             raise ValueError(
                 f"decoder_mults={self.decoder_mults} must have as many levels as mults={self.mults}"
@@ -94,9 +97,17 @@ class DataConfig(Settings):
     )
     ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of a crop")
     flip: bool = True
-    color: float = Field(0.0, ge=0, le=1, description="strength of colour jitter")
+    color: float = Field(0.0, ge=0, lt=1, description="strength of colour jitter")
     workers: int = Field(2, ge=0, description="decoding threads; 0 decodes in the training loop")
     cache: bool = Field(False, description="keep decoded images in memory")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> DataConfig:
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale={list(self.scale)} must be a rising range within (0, 1]")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise ValueError(f"ratio={list(self.ratio)} must be a rising range above 0")
+        return self
 
 
 class LossConfig(Settings):
@@ -116,11 +127,14 @@ class LossConfig(Settings):
     epsilon: float = Field(1e-5, ge=0, description="in log(p + eps) of the codebook entropy")
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Settings):
     """Adam, as released; a constant rate is the default (the paper's finding)."""
 
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.5, 0.9)
+    betas: tuple[Decay, Decay] = (0.5, 0.9)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
@@ -133,15 +147,22 @@ class RunConfig(Settings):
 
     steps: int = Field(ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = 0
-    device: str = "auto"
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
     init: str | None = Field(None, description="model to start from: shipped name, folder, Hub id")
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
-    sample_every: int = Field(1000, ge=1)
+    sample_every: int = Field(1000, ge=1, description="a picture of reconstructions")
     validate_every: int = Field(1000, ge=1)
+
+
+_WHOLE_RUN = {
+    "data": ("train", "val", "cache"),
+    "loss": ("perceptual", "perceptual_weights"),
+}
+"""What is opened once, before the first step, and so can't change with a phase."""
 
 
 class Phase(Settings):
@@ -178,25 +199,32 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"the last phase ends at step {ends[-1]}, before run.steps={self.run.steps}"
             )
-        for phase in self.phases:
-            config = self._with(phase)
-            if config.data.crop % config.model.factor:
-                raise ValueError(
-                    f"data.crop={config.data.crop} must be a multiple of the model's factor "
-                    f"{config.model.factor}"
-                )
+        if self.model.generative:
+            raise ValueError("model.generative=True: the first stage trains without noise")
         if self.data.crop % self.model.factor:
             raise ValueError(
                 f"data.crop={self.data.crop} must be a multiple of the model's factor "
                 f"{self.model.factor}"
             )
+        for phase in self.phases:
+            try:
+                self._with(phase)
+            except WetokError as error:
+                raise ValueError(f"in the phase until {phase.until}: {error}") from None
         return self
 
     def _with(self, phase: Phase) -> TrainConfig:
         tree = self.model_dump(exclude={"phases"})
         for key, value in phase.set.items():
-            assign(tree, key, value)
-        return validate(TrainConfig, tree)
+            change: dict[str, Any] = {}
+            assign(change, key, value)  # `data.crop: 128` and `data: {crop: 128}` alike
+            tree = merge(tree, change)
+        config = validate(TrainConfig, tree)
+        for block, names in _WHOLE_RUN.items():
+            for name in names:
+                if getattr(getattr(config, block), name) != getattr(getattr(self, block), name):
+                    raise WetokError(f"{block}.{name} is of the whole run; set it outside phases")
+        return config
 
     def at(self, step: int) -> TrainConfig:
         """The settings in force at `step` (0 is the first), with that phase's changes applied."""
@@ -204,6 +232,11 @@ class TrainConfig(Settings):
             if step < phase.until:
                 return self._with(phase)
         return self._with(self.phases[-1]) if self.phases else self
+
+    def stretches(self) -> list[tuple[int, TrainConfig]]:
+        """The run in parts of constant settings: the step at which each ends, and its settings."""
+        ends = [phase.until for phase in self.phases if phase.until < self.run.steps]
+        return [(end, self.at(end - 1)) for end in (*ends, self.run.steps)]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -226,17 +259,24 @@ def validate(kind: type[Model], tree: Any) -> Model:
 
 
 def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A mistyped key is also a missing one; the key as written helps more.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     # Positions inside a tuple or list are numbers; the key before them is what the user wrote.
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = list(_fields(kind, path[:-1]))
         return f"unknown setting {key!r}{near(path[-1], known)}{more}"
     if first["type"] == "missing":
         return f"setting {key!r} is missing and has no default{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        message = "must be a block of settings"
+    elif first["type"] == "value_error" and isinstance(first["input"], dict):
+        # About the block as a whole: it names its settings itself.
+        return f"{key}: {message}{more}" if key else f"{message}{more}"
     if not key:
         return f"{message}{more}"
     return f"setting {key}={first['input']!r}: {message}{more}"
@@ -244,10 +284,10 @@ def _one_line(kind: type[BaseModel], error: ValidationError) -> str:
 
 def _fields(kind: type[BaseModel], path: Sequence[str]) -> Mapping[str, Any]:
     for part in path:
-        field = kind.model_fields.get(part)
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            kind = inner
+        field = kind.model_fields.get(part)  # none for a position in a tuple
+        for inner in (field.annotation, *get_args(field.annotation)) if field else ():
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                kind = inner
     return kind.model_fields
 
 
@@ -304,16 +344,16 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     tree = read_yaml(path)
     for item in overrides:
         key, equals, text = item.partition("=")
+        key = key.strip()
         if not equals or not key:
             raise WetokError(f"override {item!r} must look like key=value, e.g. data.batch=8")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise WetokError(f"override {item!r}: {text!r} is not a YAML value") from None
-        if key == "model" or not key.startswith("model.") or isinstance(tree.get("model"), dict):
-            assign(tree, key, value)
-        else:
-            tree["model"] = {"preset": tree.get("model"), key.removeprefix("model."): value}
+        if key.startswith("model.") and isinstance(tree.get("model"), str):
+            tree["model"] = {"preset": tree["model"]}
+        assign(tree, key, value)
     model = tree.get("model")
     if isinstance(model, str):
         tree["model"] = preset(model).model_dump()
