@@ -283,6 +283,17 @@ def test_reconstruct_is_decode_of_encode(run: Run, model: Path) -> None:
         assert (np.asarray(Image.open(f"{folder}/cat.png")) == np.asarray(expected)).all()
 
 
+def test_file_names_of_any_bytes(run: Run, model: Path) -> None:
+    names = [
+        os.fsdecode(name) for name in (b"[bold]x.png", b"a b.png", b"\xc3\xa9.png", b"\xff.png")
+    ]
+    for name in names:
+        photo(Path("in", name))
+    result = run("reconstruct", "in", "-m", model)
+    assert result.code == 0 and result.err == ""
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
+
+
 def test_side_by_side(run: Run, model: Path) -> None:
     source = photo(Path("cat.png"), 30, 24)
     assert run("reconstruct", source, "-m", model, "-o", "both.png", "--side-by-side").code == 0

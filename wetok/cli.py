@@ -6,6 +6,7 @@ what a person should see: one line and an exit code, or the traceback with `--de
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -96,6 +97,9 @@ for _name, _line in COMMANDS.items():
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 some inputs failed, 2 a mistake, 130 Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name need not be text that the terminal can show; it is no reason to stop.
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args[: args.index("--") if "--" in args else None]
     if debug:
