@@ -370,6 +370,14 @@ def test_results_inside_the_input_folder_are_no_inputs(run: Run, model: Path) ->
         result = run("reconstruct", "in", "-m", model, "-o", "in/out", "--force")
         assert result.code == 0 and result.out.count("\n") == 1
     assert sorted(path.name for path in Path("in").rglob("*.png")) == ["cat.png", "cat.png"]
+    Path("in/cat.png").unlink()
+    mistake(run("reconstruct", "in", "-m", model, "-o", "in/out", "--force"), "in/out")
+
+
+def test_inputs_inside_the_output_folder(run: Run, model: Path) -> None:
+    photo(Path("in/cat.png"))
+    assert run("reconstruct", "in", "-m", model, "-o", ".").code == 0
+    assert Path("cat.png").exists()
 
 
 def test_nothing_is_overwritten_unasked(run: Run, model: Path) -> None:

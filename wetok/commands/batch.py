@@ -98,10 +98,13 @@ def plan(
         except WetokError as error:
             batch.failures.append(str(error))
             continue
-        for file in files:
-            # Results of an earlier run, in a folder inside the input folder, are no inputs.
-            result = file != given and file.resolve().is_relative_to(out.resolve())
-            if result or file.resolve() in seen:
+        # Results of an earlier run, in a folder inside the input folder, are no inputs.
+        inside = given.resolve() in out.resolve().parents
+        fresh = [f for f in files if not (inside and f.resolve().is_relative_to(out.resolve()))]
+        if not fresh:
+            batch.failures.append(f"{given}: holds nothing but what is in --out {out}")
+        for file in fresh:
+            if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
             place = file.relative_to(given).parent if file != given else Path()
