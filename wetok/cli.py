@@ -33,7 +33,7 @@ COMMANDS = {
 OK, SOME_FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 _MODULES = {"import": "import_"}  # `import` can't name a Python module
 
-# typer has carried its own copy of click since 0.26, so the class is found through typer's own.
+# Newer versions of typer carry their own copy of click, so the class is found through typer.
 _UsageProblem: type[Any] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
