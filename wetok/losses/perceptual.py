@@ -6,13 +6,14 @@ CVPR 2018 (eq. 1), with the linear heads that its authors published.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from wetok.config import WetokError
@@ -33,7 +34,7 @@ class _Layer(NamedTuple):
     pool: tuple[int, int] | None
     """Kernel and stride of the max pooling before it."""
     tap: bool
-    """Whether its features are compared."""
+    """Whether its features, after the ReLU, are compared."""
 
 
 _ALEX = (
@@ -67,8 +68,14 @@ class LPIPS(nn.Module):
         [B,3,H,W] in [-1,1] -> 5 feature maps, each scaled to unit length per position
             -> squared difference, weighted per channel, mean over positions, summed -> [B]
 
-    Weights are frozen and start empty: `load` or `from_file` fills them.
+    Weights are frozen and start random: `from_file` fills them. Distances are taken in float32
+    (float64 for a float64 network) from whatever autocast makes of the convolutions.
     """
+
+    shift: Tensor
+    scale: Tensor
+    weights_hash: str | None = None
+    """The first 16 hex digits of the SHA-256 of the weights' file; scores are told with it."""
 
     def __init__(self, net: Literal["alex", "vgg"] = "vgg") -> None:
         super().__init__()
@@ -97,11 +104,13 @@ class LPIPS(nn.Module):
         """
         lpips = cls(net)
         try:
-            state = load_file(path)
+            data = Path(path).read_bytes()
+            state = load(data)
             lpips.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise WetokError(f"{path}: not the weights of LPIPS {net}: {reason}") from None
+        lpips.weights_hash = hashlib.sha256(data).hexdigest()[:16]
         return lpips
 
     def train(self, mode: bool = True) -> LPIPS:
@@ -127,11 +136,11 @@ class LPIPS(nn.Module):
             )
         with torch.no_grad():
             wanted = self._unit_features(reference)
-        total = torch.zeros(image.shape[0], device=image.device)
-        for head, mine, theirs in zip(self.lin, self._unit_features(image), wanted, strict=True):
-            # A 1x1 convolution to one channel, as a weighted sum in float32 even under autocast.
-            weight = head.weight.float().reshape(1, -1, 1, 1)
-            total = total + ((mine - theirs).square() * weight).sum(1).mean((-2, -1))
+        mine = self._unit_features(image)
+        total = mine[0].new_zeros(len(image))
+        for head, one, other in zip(self.lin.parameters(), mine, wanted, strict=True):
+            # The head is a 1x1 convolution to one channel, written out so that autocast leaves it.
+            total = total + ((one - other).square() * head[0]).sum(1).mean((-2, -1))
         return total
 
     def _unit_features(self, image: Tensor) -> list[Tensor]:
@@ -142,7 +151,7 @@ class LPIPS(nn.Module):
                 x = F.max_pool2d(x, *layer.pool)
             x = F.relu(convolution(x))
             if layer.tap:
-                features = x.float()
+                features = x if x.dtype == torch.float64 else x.float()
                 # Clamped, for the gradient of a root at 0 (a position no feature fires at) is NaN.
                 length = features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
                 taps.append(features / (length + 1e-10))
