@@ -29,7 +29,7 @@ MAX_BYTES = 256 * 2**20
 MIN_POSITIONS = 1024  # at a time: fewer make thin, slow matrix products
 MAX_POSITIONS = 4096  # on a CPU: longer float32 sums lose digits
 CACHE_BYTES = 4 * 2**20  # on a CPU: tables up to this size are cheap to walk through again
-WIDE_JOINT = 2**14  # entries up to which the joint is summed in float64, for next to nothing
+SMALL_JOINT = 2**14  # entries up to which the joint is computed in float64, for next to nothing
 MAX_LOGIT = 1e6  # p or q is exactly 0 long before, in float64 too; keeps inf * 0 away
 
 
@@ -46,6 +46,7 @@ class _Plan(NamedTuple):
     groups: int
     rows: int
     positions: int
+    is_small: bool = False  # the joint: computed in float64
 
 
 def entropies(
@@ -134,9 +135,10 @@ def check_settings(
 
 
 def _work_bytes(group_bits: int, plan: _Plan, itemsize: int) -> int:
-    """Three tensors of the joint's block, and two of each table's."""
+    """Three tensors of the joint's block; tables with their slopes, or with float64 copies."""
     low = 2 ** (group_bits - group_bits // 2)
-    entries = 3 * plan.rows * low + 2 * (plan.rows + low) * plan.positions
+    joint, tables = (6, 3) if plan.is_small else (3, 2)
+    entries = joint * plan.rows * low + tables * (plan.rows + low) * plan.positions
     return plan.groups * entries * itemsize
 
 
@@ -149,16 +151,19 @@ def _make_plan(latent: Tensor, max_bytes: int) -> _Plan:
     batch, groups, group_bits, positions = latent.shape
     count, itemsize = batch * positions, latent.element_size()
     low, high = 2 ** (group_bits - group_bits // 2), 2 ** (group_bits // 2)
-    joint = max(1, max_bytes // 4 // (3 * itemsize))
+    joint = max(1, max_bytes // 4 // (6 * itemsize))
+    if high * low > SMALL_JOINT:
+        joint *= 2
     at_once = min(groups, max(1, joint // (high * low)))
     rows = min(high, 2 ** int(math.log2(max(1, joint // (at_once * low)))))
-    per_position = 2 * (rows + low) * at_once * itemsize
+    is_small = at_once * rows * low <= SMALL_JOINT
+    per_position = (3 if is_small else 2) * (rows + low) * at_once * itemsize
     longest = max(1, (max_bytes - max_bytes // 4) // per_position)
     if latent.device.type == "cpu":
         cached = min(MAX_POSITIONS, CACHE_BYTES // per_position)
         longest = min(longest, max(MIN_POSITIONS, cached))
     blocks = max(1, -(-count // longest))
-    return _Plan(at_once, rows, max(1, -(-count // blocks)))
+    return _Plan(at_once, rows, max(1, -(-count // blocks)), is_small)
 
 
 class _FactoredEntropy(torch.autograd.Function):
@@ -219,6 +224,7 @@ class _Tables:
         self.pq = logit.new_empty(self.groups, self.bits, 2, self.count)
         self.rows = plan.rows
         self.low = self.bits - self.bits // 2
+        self.is_small = plan.is_small
         self.blocks = [
             slice(start, min(start + plan.positions, self.count))
             for start in range(0, self.count, plan.positions)
@@ -310,15 +316,13 @@ def _codebook_entropy(
 
 def _joint_sum(tables: _Tables, first_row: int) -> Tensor:
     """Rows of the joint [G, R, L] from `first_row` on, summed over the positions of this rank."""
-    shape, narrow = (tables.groups, tables.rows, 2**tables.low), tables.pq.dtype
-    small = math.prod(shape) <= WIDE_JOINT and tables.pq.device.type != "mps"
-    joint = tables.pq.new_zeros(shape, dtype=torch.float64 if small else narrow)
+    narrow = tables.pq.dtype
+    wide = torch.float64 if tables.pq.device.type != "mps" else narrow
+    dtype = wide if tables.is_small else narrow
+    joint = tables.pq.new_zeros(tables.groups, tables.rows, 2**tables.low, dtype=dtype)
     for block in tables.blocks:
         a, b = tables.load(block, first_row)
-        if joint.dtype == narrow:
-            joint.baddbmm_(a, b.mT)
-        else:
-            joint += torch.bmm(a, b.mT)
+        joint.baddbmm_(a.to(dtype), b.to(dtype).mT)
     return joint
 
 
