@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wetok import distributed
 from wetok.config import WetokError
-from wetok.model.entropy import entropies
+from wetok.model.entropy import _make_plan, entropies
 from wetok.model.quantizer import GroupedQuantizer
 
 BITS, GROUPS = 12, 2
+FEW_BYTES = 6_000  # the joint in blocks of rows, one reduction each
 SHARES = {"uneven": (1, 4), "even": (2, 2), "one rank empty": (0, 3)}
 
 
@@ -105,7 +106,7 @@ CASES = [
     for name in SHARES
     for dtype in (torch.float64, torch.float32)
     for convention in ("grouped", "pooled")
-    for max_bytes in (2**28, 14_000)  # in one block; in blocks of rows, one reduction each
+    for max_bytes in (2**28, FEW_BYTES)
 ]
 
 
@@ -121,9 +122,7 @@ def ranks(tmp_path_factory) -> list[list]:
     return results
 
 
-@pytest.mark.parametrize(
-    "index", range(len(CASES)), ids=[f"{c[0]}-{c[1]}-{c[2]}-{c[3]}" for c in CASES]
-)
+@pytest.mark.parametrize("index", range(len(CASES)), ids=["-".join(map(str, c)) for c in CASES])
 def test_equals_one_process(ranks, index) -> None:
     name, dtype, convention, _ = CASES[index]
     limit = 1e-10 if dtype == torch.float64 else 1e-5
@@ -133,6 +132,11 @@ def test_equals_one_process(ranks, index) -> None:
         torch.testing.assert_close(ranks_values, values, rtol=limit, atol=0)
         error = (ranks_grad - grad).abs().max()
         assert error <= limit * grad.abs().max()
+
+
+def test_few_bytes_mean_several_reductions() -> None:
+    latent = torch.empty(1, GROUPS, BITS // GROUPS, 9, device="meta")
+    assert _make_plan(latent, FEW_BYTES).rows < _make_plan(latent, 2**28).rows == 8
 
 
 def test_ranks_alone_would_differ() -> None:
