@@ -599,3 +599,12 @@ def test_import_mistakes_are_one_line(tmp_path, capsys):
 def test_import_help_has_an_example(capsys):
     assert run("import", "--help") == 0
     assert "Example: wetok import" in capsys.readouterr().out
+
+
+def test_the_docs_tell_how_to_import_every_published_preset(repo):
+    text = (repo / "docs" / "released.md").read_text()
+    for name in PRESETS:
+        if not name.startswith("tiny-"):
+            assert re.search(
+                rf"^wetok import \S+\.ckpt --config {name} -o models/{name}$", text, re.M
+            )
