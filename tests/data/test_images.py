@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -57,7 +56,7 @@ def one_line(error: pytest.ExceptionInfo[WetokError], *parts: str) -> None:
 # Formats and modes
 
 
-@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "TGA", "QOI", "JPEG2000"])
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
 def test_lossless_formats_are_exact(format: str) -> None:
     array = noise(13, 17)
     options = {"irreversible": False} if format == "JPEG2000" else {}
@@ -217,13 +216,12 @@ RAMP8 = np.arange(256).reshape(8, 32)
         (deep_tiff(RAMP16 - 3e5, 32, kind=3), RAMP8),
         (encoded(Image.fromarray(RAMP16), "PNG"), RAMP8),
         (encoded(Image.fromarray(RAMP16), "TIFF"), RAMP8),
-        (encoded(Image.fromarray(RAMP16), "PPM"), RAMP8),
         (b"P5 32 8 65535\n" + RAMP16.astype(">u2").tobytes(), RAMP8),
         (b"P5 32 8 1023\n" + (RAMP16 // 64).astype(">u2").tobytes(), RAMP8),
     ],
     ids=[
         *("u16", "u16-white-is-zero", "u12", "i16", "u32", "i32", "f01", "f255", "f-any"),
-        *("png16", "tiff16", "ppm16", "pgm16", "pgm10"),
+        *("png16", "tiff16", "pgm16", "pgm10"),
     ],
 )
 def test_deep_grey_is_scaled_not_clipped(data: bytes, wanted: np.ndarray) -> None:
@@ -424,13 +422,14 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
         assert isinstance(error.value, ValueError)
 
 
-@pytest.mark.skipif(
-    os.name != "posix" or os.geteuid() == 0, reason="needs file permissions to hold"
-)
-def test_unreadable_file(tmp_path: Path) -> None:
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "secret.png"
     photo().save(file)
-    file.chmod(0)
+
+    def refuse(path: object) -> Image.Image:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)  # permissions do not hold for root
     with pytest.raises(WetokError) as error:
         load_image(file)
     one_line(error, "secret.png", "Permission denied")
