@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wetok.config import WetokError
-
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+_INTERRUPTED = 130
+"""Exit code of a run that a signal ended, so that `wetok train && ...` does not go on."""
 
 
 def command(
@@ -40,27 +41,21 @@ def command(
     config = load_train_config(recipe, overrides or [])
     folder = out or Path("runs") / recipe.stem
     from wetok.train.loop import Run
-    from wetok.train.state import checkpoints
 
-    done = checkpoints(folder / "checkpoints")
-    if done and not resume:
-        raise WetokError(
-            f"out={folder} holds a run ({done[-1].name}); go on with --resume or name another --out"
-        )
-    with _bar(config.run.steps, quiet) as progress:
-        run = Run(config, folder, _Screen(progress, config.run.steps))
-        if resume:
-            run.resume()
+    with _bar(quiet) as progress:
+        run = Run(config, folder, _Screen(progress, config.run.steps), resume)
         finished = run.train()
     if finished:
         print(f"done: {folder}/model is ready; try: wetok reconstruct PHOTO -m {folder}/model")
-    else:
-        words = " ".join([str(recipe), *(overrides or [])])
-        print(f"stopped and saved at step {run.state.step}; go on with:")
-        print(f"  wetok train {words} -o {folder} --resume")
+        return
+    import shlex
+
+    again = ["wetok", "train", str(recipe), *(overrides or []), "-o", str(folder), "--resume"]
+    print(f"stopped and saved at step {run.state.step}; go on with:\n  {shlex.join(again)}")
+    raise typer.Exit(_INTERRUPTED)
 
 
-def _bar(steps: int, quiet: bool) -> Progress:
+def _bar(quiet: bool) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -80,15 +75,21 @@ class _Screen:
     """Shows a run on a terminal: a bar with the newest numbers, and a line for each event."""
 
     def __init__(self, progress: Progress, steps: int) -> None:
-        self.progress = progress
+        self.progress, self.steps = progress, steps
         self.task = progress.add_task("starting", total=steps)
+        self.seen = False
 
     def step(self, record: dict[str, Any]) -> None:
-        used = min(record["usage"])
         text = (
             f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} images/s  "
-            f"least group usage {used:.0%}  dead bits {record['dead_bits']}"
+            f"usage {min(record['usage']):.0%}"
         )
+        if record["dead_bits"]:
+            text += f"  dead bits {record['dead_bits']}"
+        if not self.seen:
+            # The time left is reckoned from here: a resumed run did not do its first steps now.
+            self.progress.reset(self.task, total=self.steps, completed=record["step"])
+            self.seen = True
         self.progress.update(self.task, completed=record["step"], description=text)
 
     def event(self, text: str) -> None:

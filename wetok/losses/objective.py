@@ -48,7 +48,10 @@ class ReconstructionObjective(nn.Module):
         codebook_entropy: Tensor | None,
         step: int,
     ) -> Objective:
-        """image and reconstruction [B,3,H,W] in [-1,1]; the quantizer's losses are scalars."""
+        """image and reconstruction [B,3,H,W] in [-1,1]; the quantizer's losses are scalars.
+
+        `step` decides whether LPIPS has its turn; a term that has none is not in `terms`.
+        """
         config = self.config
         difference = F.l1_loss if config.reconstruction == "l1" else F.mse_loss
         terms: dict[str, Tensor] = {
@@ -71,5 +74,6 @@ class ReconstructionObjective(nn.Module):
 
 
 def first_broken(terms: dict[str, Tensor]) -> str | None:
-    """The name of the first term that is NaN or infinite, if any."""
-    return next((name for name, term in terms.items() if not torch.isfinite(term).all()), None)
+    """The name of the first scalar that is NaN or infinite, if any; one read from the device."""
+    finite = torch.stack([term.detach().float() for term in terms.values()]).isfinite().tolist()
+    return next((name for name, fine in zip(terms, finite, strict=True) if not fine), None)

@@ -83,6 +83,7 @@ class LPIPS(nn.Module):
             raise WetokError(f"net={net!r}: LPIPS knows 'alex' and 'vgg'")
         self.net = net
         self.layers = _NETS[net]
+        self.smallest = _SMALLEST[net]
         self.features = nn.ModuleList(
             nn.Conv2d(la.channels_in, la.channels_out, la.kernel, la.stride, la.padding)
             for la in self.layers
@@ -128,11 +129,10 @@ class LPIPS(nn.Module):
                 f"image {tuple(image.shape)} and reference {tuple(reference.shape)}: LPIPS takes "
                 "two batches [B,3,H,W] of one shape"
             )
-        smallest = _SMALLEST[self.net]
-        if min(image.shape[-2:]) < smallest:
+        if min(image.shape[-2:]) < self.smallest:
             raise WetokError(
                 f"image {image.shape[-2]}x{image.shape[-1]}: LPIPS {self.net} needs at least "
-                f"{smallest} pixels a side"
+                f"{self.smallest} pixels a side"
             )
         with torch.no_grad():
             wanted = self._unit_features(reference)

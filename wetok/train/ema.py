@@ -51,11 +51,16 @@ class EMA:
         return {"average": dict(self.average), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Takes over what `state_dict` gave; names and shapes must be this network's."""
-        average = state["average"]
-        updates = state["updates"]
-        assert isinstance(average, dict) and isinstance(updates, int)
-        if average.keys() != self.average.keys():
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            ValueError: the averages are not this network's.
+        """
+        average, updates = state["average"], state["updates"]
+        if not (isinstance(average, dict) and isinstance(updates, int)):
+            raise ValueError("these are no averaged weights")
+        shapes = {name: tensor.shape for name, tensor in average.items()}
+        if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
             raise ValueError("the averaged weights are another network's")
         for name, tensor in average.items():
             self.average[name].copy_(tensor)

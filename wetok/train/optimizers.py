@@ -13,16 +13,28 @@ from wetok.config import OptimizerConfig
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Adam:
-    """Adam with decoupled decay; its rate is set before each step by `learning_rate`."""
-    return torch.optim.Adam(
+) -> torch.optim.AdamW:
+    """Adam, with decoupled decay where `weight_decay` is set; `schedule` sets its rate."""
+    return torch.optim.AdamW(
         parameters,
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        decoupled_weight_decay=True,
         fused=True,  # one pass over the weights instead of a dozen small ones
     )
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, step: int, steps: int
+) -> float:
+    """Makes `optimizer` follow `config` at `step`; returns the learning rate.
+
+    Before every step, so that a phase or a resumed run with other settings takes effect.
+    """
+    rate = learning_rate(config, step, steps)
+    for group in optimizer.param_groups:
+        group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
+    return rate
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
+import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from wetok.checkpoint import written_beside
 from wetok.config import TrainConfig, WetokError
 from wetok.model.network import TokenizerNetwork
 from wetok.train.ema import EMA
 
-_FILE = "state.pt"
+_FILE, _BEST = "state.pt", "best.json"
+
+# What torch.load and load_state_dict raise on a file that is not what it should be.
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 
 
 class TrainState:
@@ -44,29 +58,25 @@ class TrainState:
             WetokError: the disk is full or the folder can't be written; older checkpoints stay.
         """
         final = folder / f"step-{self.step:08d}"
-        beside = folder / f".{final.name}.partial"
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            with open(beside / _FILE, "wb") as file:
-                torch.save(self._tree(), file)
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.rmtree(final, ignore_errors=True)
-            beside.rename(final)
+            final.mkdir(parents=True, exist_ok=True)
+            with written_beside(final / _FILE) as beside:
+                torch.save(self._tree(), beside)
             if best:
-                _replace_text(folder / "best.json", json.dumps({"step": self.step}))
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
+                with written_beside(folder / _BEST) as beside:
+                    beside.write_text(json.dumps({"step": self.step}))
+        except (OSError, RuntimeError, WetokError) as error:
+            with suppress(OSError):
+                final.rmdir()  # only where it is empty
+            reason = " ".join(str(error).split())
             raise WetokError(
-                f"{final}: the checkpoint can't be written ({error}); the one before is intact"
+                f"{final}: the checkpoint can't be written ({reason}); those before are intact: "
+                "make room and go on with --resume"
             ) from None
-        kept = set(checkpoints(folder)[-keep:])
-        if (chosen := best_checkpoint(folder)) is not None:
-            kept.add(chosen)
-        for old in checkpoints(folder):
+        kept = {*checkpoints(folder)[-keep:], best_checkpoint(folder)}
+        for old in folder.glob("step-*"):  # also what a killed run left half written
             if old not in kept:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
         return final
 
     def _tree(self) -> dict[str, object]:
@@ -93,13 +103,17 @@ class TrainState:
             self.network.load_state_dict(tree["network"])
             self.ema.load_state_dict(tree["ema"])
             self.optimizer.load_state_dict(tree["optimizer"])
-            self.scaler.load_state_dict(tree["scaler"])
+            if tree["scaler"]:  # empty where it wasn't fp16
+                self.scaler.load_state_dict(tree["scaler"])
             self.step, self.samples = tree["step"], tree["samples"]
             self.seconds, self.best = tree["seconds"], tree["best"]
             torch.set_rng_state(tree["rng"])
-        except (OSError, KeyError, RuntimeError, ValueError, EOFError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise WetokError(f"{checkpoint}: not a checkpoint of this run: {reason}") from None
+        except _DAMAGED as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise WetokError(
+                f"{checkpoint}: damaged, or not a checkpoint of this run ({reason}); delete the "
+                "folder to resume from the one before"
+            ) from None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -110,14 +124,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation score, if one was marked."""
     try:
-        step = json.loads((folder / "best.json").read_text())["step"]
-    except (OSError, ValueError, KeyError):
+        path = folder / f"step-{json.loads((folder / _BEST).read_text())['step']:08d}"
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    path = folder / f"step-{step:08d}"
     return path if (path / _FILE).is_file() else None
-
-
-def _replace_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)

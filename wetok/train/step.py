@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from wetok.config import TrainConfig, WetokError
 from wetok.losses.objective import ReconstructionObjective, first_broken
-from wetok.train.optimizers import learning_rate
+from wetok.train.optimizers import schedule
 from wetok.train.state import TrainState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,7 +20,7 @@ class StepResult(NamedTuple):
     """What a step leaves for the log."""
 
     terms: dict[str, Tensor]
-    """Each loss before its weight, and `loss`, their weighted sum."""
+    """`loss`, the weighted sum; each term before its weight; `gradient_norm` before clipping."""
     ids: Tensor
     """[B,g,h,w] of the batch, for the usage count."""
     rate: float
@@ -31,13 +32,12 @@ def train_step(
     """image [B,3,H,W] in [-1,1], on the network's device.
 
     Raises:
-        WetokError: a loss is NaN or infinite; the weights are as they were before the step.
+        WetokError: a loss or a gradient is NaN or infinite; the weights stay as they were. (With
+            fp16, a gradient that overflows is usual: the scaler skips the step and adapts.)
     """
     network, optimizer, scaler = state.network, state.optimizer, state.scaler
     dtype = DTYPES[config.run.precision]
-    rate = learning_rate(config.optimizer, state.step, config.run.steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    rate = schedule(optimizer, config.optimizer, state.step, config.run.steps)
 
     with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
         reconstruction, quantized = network(image)
@@ -49,21 +49,23 @@ def train_step(
             quantized.codebook_entropy,
             state.step,
         )
-    if broken := first_broken({**terms, "loss": loss}):
-        raise WetokError(
-            f"{broken} is NaN or infinite at step {state.step}; the weights before it are intact: "
-            "resume with a lower optimizer.lr, with optimizer.clip=1, or with run.precision=fp32"
-        )
 
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    if config.optimizer.clip is not None:
-        terms["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-            network.parameters(), config.optimizer.clip
+    norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    checked = {**terms, "loss": loss} | ({} if scaler.is_enabled() else {"gradient_norm": norm})
+    if broken := first_broken(checked):
+        raise WetokError(
+            f"{broken} is NaN or infinite at step {state.step}, which was not taken: resume from "
+            "the last checkpoint with a lower optimizer.lr, optimizer.clip=1 or run.precision=fp32"
         )
+    if config.optimizer.clip is not None:
+        clip_grads_with_norm_(network.parameters(), config.optimizer.clip, norm)
     scaler.step(optimizer)
     scaler.update()
+
     state.ema.update(network)
     state.step += 1
-    return StepResult({"loss": loss.detach(), **terms}, quantized.ids, rate)
+    terms = {"loss": loss.detach(), **terms, "gradient_norm": norm}
+    return StepResult(terms, quantized.ids, rate)

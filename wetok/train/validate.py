@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,55 +16,75 @@ from wetok.data.transforms import center_crop
 from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
 
-_SIDE = 256
-_EXAMPLES = 8
+Item = TypeVar("Item")
+
+SIDE = 256
+MOST = 1000
+"""Images of a validation folder that are used, evenly picked."""
 
 
 class ValidationSet:
-    """Center crops of 256 pixels of every image in a folder, kept in memory."""
+    """Center crops of 256 pixels (the next multiple of the factor), kept in memory as uint8.
+
+    Raises:
+        WetokError: an image can't be read; a score that quietly left it out would mislead.
+    """
 
     def __init__(self, folder: Path, factor: int) -> None:
-        side = -(-_SIDE // factor) * factor
-        crops = [center_crop(load_image(path), side) for path in find_images(folder)]
-        self.images = torch.stack([to_tensor(crop) for crop in crops])
+        side = -(-SIDE // factor) * factor
+        paths = evenly(find_images(folder), MOST)
+        self.crops = [np.asarray(center_crop(load_image(path), side)) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.crops)
 
     @torch.no_grad()
     def score(self, network: TokenizerNetwork, lpips: LPIPS | None) -> dict[str, float]:
         """Means over the images: `psnr` (dB, 8-bit values), `l1`, `lpips`; `score` = l1 + lpips.
 
-        Image by image, in the network's own precision, without its training-only losses.
+        Image by image, in the network's own precision.
         """
-        device = next(network.parameters()).device
-        training = network.training
-        network.eval()
         rows = []
-        for image in self.images.split(1):
-            image = image.to(device)
-            again = _reconstruct(network, image)
+        for crop in self.crops:
+            image = to_tensor(crop)[None].to(next(network.parameters()).device)
+            again = reconstruct(network, image)
             error = to_uint8(again).double() - to_uint8(image).double()
-            row = [
-                10 * torch.log10(255**2 / error.square().mean()).item(),
-                (again - image).abs().mean().item(),
-            ]
+            row = {
+                "psnr": 10 * torch.log10(255**2 / error.square().mean().clamp_min(1e-10)),
+                "l1": (again - image).abs().mean(),
+            }
             if lpips is not None:
-                row.append(lpips(again.clamp(-1, 1), image).item())
+                row["lpips"] = lpips(again, image)[0]
             rows.append(row)
+        means = {name: sum(row[name].item() for row in rows) / len(rows) for name in rows[0]}
+        return {**means, "score": means["l1"] + means.get("lpips", 0.0)}
+
+    def examples(self, count: int) -> Tensor:
+        """So many of the images, evenly picked, [count,3,side,side] in [-1,1]."""
+        return to_tensor(np.stack(evenly(self.crops, count)))
+
+
+@torch.no_grad()
+def reconstruct(network: TokenizerNetwork, images: Tensor) -> Tensor:
+    """images [B,3,H,W] in [-1,1] through `network` and back, one by one; clamped to [-1,1]."""
+    device = next(network.parameters()).device
+    with _evaluating(network):
+        results = [network(image.to(device)).image.clamp(-1, 1) for image in images.split(1)]
+    return torch.cat(results)
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """All `items`, or `most` of them at even distances."""
+    if len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
+@contextmanager
+def _evaluating(network: TokenizerNetwork) -> Iterator[None]:
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
         network.train(training)
-        means = torch.tensor(rows, dtype=torch.float64).mean(0).tolist()
-        scores = dict(zip(("psnr", "l1", "lpips"), means, strict=False))
-        return {**scores, "score": scores["l1"] + scores.get("lpips", 0.0)}
-
-    @torch.no_grad()
-    def examples(self, network: TokenizerNetwork) -> tuple[Tensor, Tensor]:
-        """Some images and their reconstructions, [N,3,256,256] on the CPU, evenly picked."""
-        picked = torch.linspace(0, len(self.images) - 1, min(_EXAMPLES, len(self.images))).long()
-        device = next(network.parameters()).device
-        training = network.training
-        network.eval()
-        results = [_reconstruct(network, self.images[i : i + 1].to(device)).cpu() for i in picked]
-        network.train(training)
-        return self.images[picked], torch.cat(results)
-
-
-def _reconstruct(network: TokenizerNetwork, image: Tensor) -> Tensor:
-    return network(image).image
