@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,9 @@ class Tokenizer(
         image -> [-1,1], padded by reflection to a multiple of f -> encoder, quantizer -> Tokens
         Tokens -> code (+ seeded noise where generative) -> decoder -> cropped to the true size
 
-    `model` is the network itself (`.encoder`, `.quantizer`, `.decoder`).
+    Images of a batch pass one by one: the ids and pixels of one don't depend on its neighbours.
+    `model` is the network itself (`.encoder`, `.quantizer`, `.decoder`); it is taken over, in
+    evaluation mode and without gradients.
     """
 
     def __init__(self, model: TokenizerNetwork, name: str = "unnamed") -> None:
@@ -75,7 +78,7 @@ class Tokenizer(
 
         Args:
             image: PIL image, path, uint8 [H,W,3] or [B,H,W,3], float [3,H,W] or [B,3,H,W] in
-                [-1,1], or a list of such single images. Any size from 1 x 1 on.
+                [-1,1] (numpy or torch), or a list of these. Any size from 1 x 1 on.
 
         Returns:
             Tokens with ids [B,g,h,w], h = ceil(H/f), w = ceil(W/f), and the true size.
@@ -85,9 +88,11 @@ class Tokenizer(
         """
         batch = _batch(image)
         size = (batch.shape[-2], batch.shape[-1])
-        padded = pad_to_multiple(batch.to(self.device), self.config.factor)
-        ids = self.model.quantizer(self.model.encoder(padded)).ids
-        return Tokens(ids.cpu(), size, self.ref, self.config.group_bits)
+        ids = []
+        for one in batch.split(1):
+            padded = pad_to_multiple(one.to(self.device), self.config.factor)
+            ids.append(self.model.quantizer(self.model.encoder(padded)).ids.cpu())
+        return Tokens(torch.cat(ids), size, self.ref, self.config.group_bits)
 
     @torch.no_grad()
     def decode(
@@ -100,8 +105,7 @@ class Tokenizer(
 
         Args:
             tokens: what `encode` of this model gave.
-            seed: of a generative decoder's noise; one for every image, or one each. An image's
-                pixels depend on its ids and its seed, not on its neighbours in the batch.
+            seed: of a generative decoder's noise; one for every image, or one each.
             output: "pil": list of PIL images; "uint8": [B,3,H,W]; "float": [B,3,H,W] in [-1,1].
 
         Raises:
@@ -110,39 +114,77 @@ class Tokenizer(
         if output not in ("pil", "uint8", "float"):
             raise WetokError(f"output={output!r} must be 'pil', 'uint8' or 'float'")
         self.check(tokens)
-        seeds = [seed] * len(tokens) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(tokens):
-            raise WetokError(f"seed: {len(seeds)} seeds for {len(tokens)} images; give one each")
+        seeds = _seeds(seed, len(tokens))
         code = self.model.quantizer.ids_to_code(tokens.ids.to(self.device))
         noise = sample_noise(seeds, code.shape[1:], code) if self.config.generative else None
         height, width = tokens.size
-        image = self.model.decoder(code, noise)[..., :height, :width].clamp(-1, 1)
+        image = self.model.decode(code, noise)[..., :height, :width].clamp(-1, 1)
         if output == "float":
             return image
         return to_uint8(image) if output == "uint8" else to_pil(image)
 
     def check(self, tokens: Tokens) -> None:
         """Raises WetokError unless `tokens` were made by this very model."""
+        if not isinstance(tokens, Tokens):
+            raise WetokError(
+                f"tokens of type {type(tokens).__name__}: give Tokens, as `encode` makes them and "
+                "`Tokens.load` reads them from a file"
+            )
         if tokens.model.fingerprint != self.fingerprint:
             raise WetokError(
                 f"tokens of model {tokens.model.name!r} ({tokens.model.fingerprint}) can't be "
                 f"decoded by {self.name!r} ({self.fingerprint}); load the model they were made with"
             )
+        positions = tuple(-(-side // self.config.factor) for side in tokens.size)
+        if tuple(tokens.ids.shape[-2:]) != positions:
+            raise WetokError(
+                f"tokens have {list(tokens.ids.shape[-2:])} positions for an image of "
+                f"{list(tokens.size)} pixels; this model makes {list(positions)}"
+            )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
-        """Writes a model folder (config.json, model.safetensors, README.md)."""
+    def save_pretrained(
+        self, save_directory: str | Path, *, config: Any = None, **kwargs: Any
+    ) -> str | None:
+        """Writes a model folder (config.json, model.safetensors, README.md).
+
+        `config` is there for the mixin's sake and not read: the network has its own. The other
+        arguments are `ModelHubMixin`'s.
+        """
         return super().save_pretrained(save_directory, config=None, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.save_folder(save_directory, self.model, self.name)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name: str | Path, *, revision: str | None = None, **kwargs: Any
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        **hub: Any,
     ) -> Tokenizer:
-        """The model called `name`: a shipped name, a model folder or a Hub id."""
-        network, told = checkpoint.load_network(name, revision=revision, **kwargs)
-        return cls(network, told)
+        """The model of that name: a shipped name, a model folder or a Hub id.
+
+        `hub` are `hf_hub_download`'s cache_dir, force_download, local_files_only and token.
+        """
+        return cls(
+            *checkpoint.load_network(pretrained_model_name_or_path, revision=revision, **hub)
+        )
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    try:
+        seeds = [operator.index(seed)] * count  # type: ignore[arg-type]
+    except TypeError:
+        try:
+            seeds = [operator.index(one) for one in seed]  # type: ignore[union-attr]
+        except TypeError:
+            raise WetokError(f"seed={seed!r} must be an integer or a list of integers") from None
+    if len(seeds) != count:
+        raise WetokError(f"seed: {len(seeds)} seeds for {count} images; give one each")
+    if any(not 0 <= one < 2**63 for one in seeds):
+        raise WetokError(f"seed={seed!r} must lie in [0, 2^63)")
+    return seeds
 
 
 def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
