@@ -225,6 +225,7 @@ class _Tables:
         self.rows = plan.rows
         self.low = self.bits - self.bits // 2
         self.is_small = plan.is_small
+        self.largest = self.groups * max(plan.rows, 2**self.low) * plan.positions
         self.blocks = [
             slice(start, min(start + plan.positions, self.count))
             for start in range(0, self.count, plan.positions)
@@ -289,13 +290,24 @@ def _codebook_entropy(
     top = uniform + eps
     total, centre = pq.new_zeros(tables.groups, 1, 1), None
     low_bits = _bit_rows(low, 0, 2**low, pq)
+    # Memory used again for every block of rows: to get it anew from the system takes longer than
+    # to fill it.
+    wide = tables.is_small and pq.device.type != "mps"
+    shape = (3, tables.groups, rows, 2**low)
+    work = pq.new_empty(shape, dtype=torch.float64 if wide else pq.dtype)
+    joint, log, scratch = work.unbind()
+    weights = pq.new_empty(0 if slopes is None else tables.largest)
     for first_row in range(0, 2 ** (tables.bits - low), rows):
-        joint = _joint_sum(tables, first_row).div_(max(1, tables.count) * top)
+        joint.zero_()
+        for block in tables.blocks:
+            a, b = tables.load(block, first_row)
+            joint.baddbmm_(a.to(joint.dtype), b.to(joint.dtype).mT)
+        joint.div_(max(1, tables.count) * top)
         if share is not None:
             all_reduce_sum_(joint.mul_(share))
         if centre is None:
             mass = _sums(joint).mul_(top)
-        part = _log_terms_(joint, uniform, eps)
+        part = _log_terms_(joint, log, scratch, uniform, eps)
         total += part
         if slopes is None:
             continue
@@ -307,46 +319,34 @@ def _codebook_entropy(
         for block in tables.blocks:
             a, b = tables.load(block, first_row)
             out, q, p = slopes[..., block], *pq[..., block].unbind(2)
-            weight = torch.bmm(slope, b).mul_(a)
+            weight = torch.bmm(slope, b, out=weights[: a.numel()].view_as(a)).mul_(a)
             _add_slopes(out[:, low:], high_bits, weight, p[:, low:], q[:, low:])
-            weight = torch.bmm(slope.mT, a).mul_(b)
+            weight = torch.bmm(slope.mT, a, out=weights[: b.numel()].view_as(b)).mul_(b)
             _add_slopes(out[:, :low], low_bits, weight, p[:, :low], q[:, :low])
     return -math.log(top) - total.flatten()
 
 
-def _joint_sum(tables: _Tables, first_row: int) -> Tensor:
-    """Rows of the joint [G, R, L] from `first_row` on, summed over the positions of this rank."""
-    narrow = tables.pq.dtype
-    wide = torch.float64 if tables.pq.device.type != "mps" else narrow
-    dtype = wide if tables.is_small else narrow
-    joint = tables.pq.new_zeros(tables.groups, tables.rows, 2**tables.low, dtype=dtype)
-    for block in tables.blocks:
-        a, b = tables.load(block, first_row)
-        joint.baddbmm_(a.to(dtype), b.to(dtype).mT)
-    return joint
-
-
-def _log_terms_(joint: Tensor, uniform: float, eps: float) -> Tensor:
+def _log_terms_(joint: Tensor, log: Tensor, scratch: Tensor, uniform: float, eps: float) -> Tensor:
     """Turns P / top, with top = 1 / 2^d' + eps, into -dH/dP up to a constant, which has no
     influence on the gradient because probabilities sum to one. Returns sum P log((P + eps) / top)
-    as [G, 1, 1].
+    as [G, 1, 1]. The other two tensors are work memory.
 
     Dividing by top centres the logarithm on the uniform joint, so that small differences keep
     their digits; log1p keeps them where all P are far below eps.
     """
     top = uniform + eps
     if eps > uniform:
-        log = torch.log1p(joint.sub_(uniform / top))
-        total = top * _sums(joint * log) + uniform * _sums(log)
-        joint.div_(joint + 1).mul_(eps / top).add_(log)
+        torch.log1p(joint.sub_(uniform / top), out=log)
+        total = top * _sums(torch.mul(joint, log, out=scratch)) + uniform * _sums(log)
+        joint.div_(torch.add(joint, 1, out=scratch)).mul_(eps / top).add_(log)
     elif eps > 0:
-        log = torch.log(joint.add_(eps / top))
-        total = top * _sums(joint * log) - eps * _sums(log)
+        torch.log(joint.add_(eps / top), out=log)
+        total = top * _sums(torch.mul(joint, log, out=scratch)) - eps * _sums(log)
         joint.reciprocal_().mul_(-eps / top).add_(log)
     else:
-        joint.clamp_min_(torch.finfo(joint.dtype).tiny)
-        total = top * _sums(joint * torch.log(joint))
-        joint.log_()
+        torch.log(joint.clamp_min_(torch.finfo(joint.dtype).tiny), out=log)
+        total = top * _sums(torch.mul(joint, log, out=scratch))
+        joint.copy_(log)
     return total
 
 
