@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -208,6 +208,7 @@ def test_decode_asks_for_noise_as_the_decoder_does():
     size=st.sampled_from([(1, 1), (3, 2), (8, 8)]),
     spread=st.sampled_from([1.0, 1e3]),
 )
+@example(0, 2, 24, (2, 3), "float32", torch.channels_last, (1, 1), 1.0)  # where strides mattered
 def test_to_generative_changes_no_bit_for_any_noise(
     seed, bits, channels, mults, precision, format, size, spread
 ):
