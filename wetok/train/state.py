@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _FILE, _BEST = "state.pt", "best.json"
 _DAMAGED = (
     OSError,
     RuntimeError,
+    zipfile.BadZipFile,
     pickle.UnpicklingError,
     EOFError,
     LookupError,
@@ -99,7 +101,12 @@ class TrainState:
             WetokError: the file is damaged or belongs to another network.
         """
         try:
+            with zipfile.ZipFile(checkpoint / _FILE) as archive:
+                if (altered := archive.testzip()) is not None:  # torch itself reads over it
+                    raise ValueError(f"{altered} was altered")
             tree = torch.load(checkpoint / _FILE, map_location="cpu", weights_only=True)
+            if not isinstance(tree, dict):
+                raise TypeError("it holds no table")
             self.network.load_state_dict(tree["network"])
             self.ema.load_state_dict(tree["ema"])
             self.optimizer.load_state_dict(tree["optimizer"])
