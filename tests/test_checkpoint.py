@@ -81,6 +81,13 @@ def test_loading_gives_the_same_network(network: TokenizerNetwork, saved: Path) 
     assert not any(t.is_meta for t in (*again.parameters(), *again.buffers()))
 
 
+def test_a_loaded_network_needs_its_file_no_more(folder: Path) -> None:
+    again, _ = load_network(folder)
+    with open(folder / WEIGHTS, "rb+") as file:
+        file.truncate(1000)
+    assert fingerprint(again) == fingerprint(make())
+
+
 def test_load_gives_the_facade(saved: Path, network: TokenizerNetwork) -> None:
     tokenizer = load(saved)
     assert tokenizer.name == "small"
@@ -189,33 +196,34 @@ def test_files_can_be_read_by_those_who_may_read_others(saved: Path, tmp_path: P
         assert stat.S_IMODE((saved / name).stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize(
+    ("what", "call"),
+    [("fsync", 1), ("fsync", 3), ("replace", 1), ("replace", 2), ("replace", 3)],
+)
 def test_saving_that_stops_leaves_the_old_model_or_none(
-    step: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, call: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up while the new files are written, or at a rename."""
+    """The disk fills up while the new files are written, or when one is moved into place."""
     (folder / "notes.txt").write_text("mine")
-    calls = 0
-    real = os.fsync if step == 0 else os.replace
+    real, calls = getattr(os, what), []
 
     def fail(*args: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls >= max(step, 1):
+        calls.append(args)
+        if len(calls) == call:
             raise OSError(28, "No space left on device")
         real(*args)
 
-    monkeypatch.setattr(os, "fsync" if step == 0 else "replace", fail)
-    with pytest.raises(WetokError, match="No space left on device"):
-        save_folder(folder, make(1), "new", card="new")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, what, fail)
+        with pytest.raises(WetokError, match="model can't be written: No space left on device"):
+            save_folder(folder, make(1), "new", card="new")
     assert not list(folder.glob(".*"))
     assert (folder / "notes.txt").read_text() == "mine"
-    if (folder / CONFIG).exists():
+    if what == "fsync":
         again, name = load_network(folder)
         assert (name, fingerprint(again)) == ("small", fingerprint(make(0)))
+        assert (folder / CARD).read_text() != "new"
     else:
-        assert step > 1
         with pytest.raises(WetokError, match="it has no config.json"):
             load_network(folder)
     save_folder(folder, make(1), "new")
@@ -244,8 +252,10 @@ def test_weights_that_overflow_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WetokError, match=r"decoder\.conv_in\.bias .* overflow float16"):
         save_folder(tmp_path / "model", network, "small", precision="float16")
     assert not (tmp_path / "model").exists()
+    with pytest.raises(WetokError, match="precision='float64' must be one of float32, float16"):
+        save_folder(tmp_path / "model", make(), "small", precision="float64")
     (tmp_path / "file").write_text("")
-    with pytest.raises(WetokError, match="can't be made a model folder"):
+    with pytest.raises(WetokError, match="model can't be written: File exists"):
         save_folder(tmp_path / "file", make(), "small")
 
 

@@ -129,19 +129,8 @@ class Handler(BaseHTTPRequestHandler):
 CHILD = """
 import json, sys, traceback
 import wetok
-from huggingface_hub import ModelHubMixin
-from wetok.checkpoint import fingerprint, load_network, save_folder
+from wetok.checkpoint import fingerprint, load_network
 from wetok.model.tokenizer import Tokenizer
-
-class Mixed(ModelHubMixin):
-    # What a class needs that uses the mixin: two calls.
-    def __init__(self, model, name):
-        self.model, self.name = model, name
-    def _save_pretrained(self, folder):
-        save_folder(folder, self.model, self.name)
-    @classmethod
-    def _from_pretrained(cls, *, model_id, name, **hub):
-        return cls(*load_network(model_id, **hub))
 
 for line in sys.stdin:
     action, args, options = json.loads(line)
@@ -152,12 +141,8 @@ for line in sys.stdin:
         elif action == "pretrained":
             tokenizer = Tokenizer.from_pretrained(*args, **options)
             told = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
-        elif action == "mixed":
-            mixed = Mixed.from_pretrained(*args, **options)
-            told = {"name": mixed.name, "fingerprint": fingerprint(mixed.model)}
         else:
-            network, name = load_network(args[0])
-            told = {"url": str(Mixed(network, name).push_to_hub(args[1], **options))}
+            told = {"url": str(wetok.load(args[0]).push_to_hub(args[1], **options))}
     except wetok.WetokError as error:
         told = {"error": str(error)}
     except Exception:
@@ -286,7 +271,7 @@ def test_push_and_load_again(hub: Hub, user: User, folders: list[Path]) -> None:
     }
     want = {"name": "someone/pushed", "fingerprint": told_fingerprint(folders[0])}
     assert user("load", "someone/pushed") == want
-    assert user("mixed", "someone/pushed") == want
+    assert user("pretrained", "someone/pushed") == want
 
 
 def test_what_can_go_wrong(hub: Hub, user: User, offline_user: User, folders: list[Path]) -> None:

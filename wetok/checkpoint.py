@@ -13,7 +13,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -112,18 +113,18 @@ def save_folder(
     network: TokenizerNetwork,
     name: str,
     card: str | None = None,
-    precision: Precision = "float32",
+    precision: str = "float32",
 ) -> None:
     """Writes `network` as the model folder `path`, complete or not at all.
 
-    All files are written beside their place and then renamed, config.json last, so a folder that
-    has one is whole. Other files in the folder stay; so does a README.md when `card` is None.
+    All files are written to a hidden folder inside and then moved out, config.json last, so a
+    folder that has one is whole. Other files stay; so does a README.md when `card` is None.
 
     Args:
         name: what tokens made by this model carry; a name, or the Hub id it is going to have.
         card: text of README.md; None writes a plain one.
-        precision: type of the stored weights. Half precision rounds them, which changes the
-            fingerprint: tokens made before saving are then another model's.
+        precision: type of the stored weights, float32, float16 or bfloat16. Half precision rounds
+            them, which changes the fingerprint: tokens made before are then another model's.
 
     Raises:
         WetokError: a bad name, weights that overflow `precision`, a folder that can't be written.
@@ -132,6 +133,8 @@ def save_folder(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    if precision not in get_args(Precision):
+        raise WetokError(f"precision={precision!r} must be one of {', '.join(get_args(Precision))}")
     dtype: torch.dtype = getattr(torch, precision)
     state = {}
     for key, tensor in network.state_dict().items():
@@ -153,31 +156,34 @@ def save_folder(
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WetokError(f"{folder}: can't be made a model folder: {error.strerror}") from None
-    if card is None and not (folder / CARD).exists():
-        card = _plain_card(config, sum(tensor.numel() for tensor in state.values()))
-    # The last to be entered is the first to be renamed: config.json comes into place last.
-    with written_beside(folder / CONFIG) as config_file, written_beside(folder / WEIGHTS) as file:
-        try:
-            save_file(state, file, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise WetokError(f"{folder / WEIGHTS}: can't be written: {_line(error)}") from None
-        config_file.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        if card is not None:
-            with written_beside(folder / CARD) as readme:
-                readme.write_text(card, encoding="utf-8")
-        # From here until the end the folder has no config.json: absent, not half new.
-        (folder / CONFIG).unlink(missing_ok=True)
+        if card is None and not (folder / CARD).exists():
+            card = _plain_card(config, sum(tensor.numel() for tensor in state.values()))
+        texts = {} if card is None else {CARD: card}
+        texts[CONFIG] = config.model_dump_json(indent=2) + "\n"  # the last to be moved
+        with TemporaryDirectory(prefix=".wetok-", suffix=".tmp", dir=folder) as hidden:
+            beside = Path(hidden)
+            for name, text in texts.items():
+                (beside / name).write_text(text, encoding="utf-8")
+            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            usual = (beside / CONFIG).stat().st_mode
+            (beside / WEIGHTS).chmod(usual)  # safetensors makes it private
+            written = [WEIGHTS, *texts]
+            for name in written:
+                _sync(beside / name)
+            # From here until the end the folder has no config.json: absent, not half new.
+            (folder / CONFIG).unlink(missing_ok=True)
+            for name in written:
+                os.replace(beside / name, folder / name)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or _line(error)
+        raise WetokError(f"{folder}: the model can't be written: {reason}") from None
 
 
 def fingerprint(network: TokenizerNetwork) -> str:
     """16 hex digits over the settings and every weight; the same however the model was loaded.
 
-    The first 16 of the SHA-256 of: the settings that differ from their defaults as JSON with
-    sorted keys and no spaces; then for every tensor, sorted by name, a line
-    `\\nNAME TYPE SHAPE\\n` (such as `encoder.conv_in.bias f32 64`) and its little-endian values,
-    floating ones as float32, others as int64.
+    A SHA-256 over the settings and all tensors as float32; docs/formats.md has it byte by byte.
     """
     return _fingerprint(network.config, network.state_dict())
 
@@ -264,24 +270,21 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         if target.exists() and not target.is_file():
             raise WetokError(f"{path}: can't be written: not a regular file")
         try:
-            beside.touch(exist_ok=False)
-            mode = beside.stat().st_mode
             yield beside
-            beside.chmod(mode)  # some writers (safetensors') put a private file in its place
-            with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
+            _sync(beside)
             os.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        _sync(target.parent)
     except OSError as error:
         raise WetokError(f"{path}: can't be written: {error.strerror or _line(error)}") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # no handle on a folder there, and renames are durable
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt":  # which syncs no read-only handle and has none on a folder
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -334,7 +337,9 @@ def _read_network(folder: Path, source: str) -> TokenizerNetwork:
     except (RuntimeError, OverflowError, TypeError) as error:  # torch's, for absurd sizes
         raise WetokError(f"{folder / CONFIG}: no network can be built: {_line(error)}") from None
     for key, tensor in state.items():
-        state[key] = tensor.float() if tensor.is_floating_point() else tensor
+        # Copies, as what safetensors gives are views of the file.
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        state[key] = tensor.to(dtype, copy=True)
     if config.fingerprint not in (None, found := _fingerprint(config.network, state)):
         raise WetokError(
             f"{source}: {WEIGHTS} and {CONFIG} do not belong together, or one was altered: the "
