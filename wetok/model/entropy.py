@@ -28,7 +28,7 @@ MAX_GROUP_BITS = 30
 MAX_BYTES = 256 * 2**20
 MIN_POSITIONS = 1024  # at a time: fewer make thin, slow matrix products
 MAX_POSITIONS = 4096  # on a CPU: longer float32 sums lose digits
-CACHE_BYTES = 4 * 2**20  # on a CPU: tables up to this size are cheap to walk through again
+CACHE_BYTES = 2 * 2**20  # on a CPU: tables up to this size are cheap to walk through again
 SMALL_JOINT = 2**14  # entries up to which the joint is computed in float64, for next to nothing
 MAX_LOGIT = 1e6  # p or q is exactly 0 long before, in float64 too; keeps inf * 0 away
 
