@@ -63,7 +63,7 @@ def test_the_defaults_are_the_released_weights(loss: Loss, lpips: LPIPS) -> None
     total, terms = loss()
     distance = lpips(images(1), images(0)).double().mean().item()
     expected = difference(1) + distance + 0.25 * COMMITMENT + 0.1 * (TOKEN - CODEBOOK)
-    assert total.item() == pytest.approx(expected, rel=1e-6)
+    assert total.item() == pytest.approx(expected, abs=1e-6)
     assert {name: term.item() for name, term in terms.items()} == {
         "l1": pytest.approx(difference(1), rel=1e-6),
         "lpips": pytest.approx(distance, rel=1e-6),
@@ -135,9 +135,8 @@ def test_the_gradient_reaches_the_reconstruction(loss: Loss) -> None:
     sign = torch.sign(images(1) - images(0)) / images(0).numel()
     assert again.grad is not None
     torch.testing.assert_close(again.grad, sign)
-    again.grad = None
-    loss(again=again).total.backward()
-    assert again.grad.isfinite().all() and not torch.equal(again.grad, sign)
+    (both,) = torch.autograd.grad(loss(again=again).total, again)
+    assert both.isfinite().all() and not torch.equal(both, sign)
 
 
 def test_a_half_precision_reconstruction_is_compared_in_float32(loss: Loss) -> None:

@@ -15,7 +15,9 @@ from wetok.train.state import TrainState, best_checkpoint, checkpoints
 from wetok.train.step import train_step
 
 
-def trained(recipe: Recipe, steps: int = 3, seed: int = 0, **changes: Any) -> TrainState:
+def trained(
+    recipe: Recipe, changes: dict[str, Any] | None = None, steps: int = 3, seed: int = 0
+) -> TrainState:
     config = recipe(changes)
     state, objective = build(config, seed)
     for step in range(steps):
@@ -37,7 +39,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_everything_comes_back_to_the_bit(recipe: Recipe, tmp_path: Path, precision: str) -> None:
-    state = trained(recipe, **{"run.precision": precision})
+    state = trained(recipe, {"run.precision": precision})
     torch.manual_seed(123)
     torch.rand(7)
     path = state.save(tmp_path, keep=2)
@@ -45,7 +47,7 @@ def test_everything_comes_back_to_the_bit(recipe: Recipe, tmp_path: Path, precis
     expected = state._tree()
     expected_draw = torch.rand(5)
 
-    other = trained(recipe, steps=1, seed=9, **{"run.precision": precision})
+    other = trained(recipe, {"run.precision": precision}, steps=1, seed=9)
     assert not same(other._tree(), expected)
     other.load(path)
     assert torch.equal(torch.rand(5), expected_draw), "the generator goes on where it was"
@@ -94,7 +96,7 @@ def test_the_same_step_twice(recipe: Recipe, tmp_path: Path) -> None:
     state.samples = 99
     path = state.save(tmp_path, keep=1)
     assert checkpoints(tmp_path) == [path]
-    other = trained(recipe, 0)
+    other = trained(recipe, steps=0)
     other.load(path)
     assert other.samples == 99
 
@@ -152,7 +154,7 @@ def test_a_full_disk_leaves_the_older_ones(
 def test_a_folder_that_can_not_be_written(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WetokError, match="can't be written"):
-        trained(recipe, 0).save(tmp_path / "file" / "checkpoints", keep=1)
+        trained(recipe, steps=0).save(tmp_path / "file" / "checkpoints", keep=1)
 
 
 def test_a_damaged_file_ends_in_one_line(recipe: Recipe, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_a_damaged_file_ends_in_one_line(recipe: Recipe, tmp_path: Path) -> None
     for damaged in wrong:
         (path / "state.pt").write_bytes(damaged)
         with pytest.raises(WetokError, match="damaged, or not a checkpoint of this run") as caught:
-            trained(recipe, 0).load(path)
+            trained(recipe, steps=0).load(path)
         assert path.name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -183,21 +185,21 @@ def test_nothing_in_a_checkpoint_is_executed(recipe: Recipe, tmp_path: Path) -> 
     path = trained(recipe).save(tmp_path, keep=1)
     torch.save({"network": Trap()}, path / "state.pt")
     with pytest.raises(WetokError):
-        trained(recipe, 0).load(path)
+        trained(recipe, steps=0).load(path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_another_networks_checkpoint_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     path = trained(recipe).save(tmp_path, keep=1)
     with pytest.raises(WetokError, match="size mismatch"):
-        trained(recipe, 0, **{"model.bits": 12}).load(path)
+        trained(recipe, {"model.bits": 12}, steps=0).load(path)
 
 
 @pytest.mark.parametrize(("before", "after"), [("bf16", "fp16"), ("fp16", "fp32")])
 def test_the_precision_may_change_on_the_way(
     recipe: Recipe, tmp_path: Path, before: str, after: str
 ) -> None:
-    path = trained(recipe, **{"run.precision": before}).save(tmp_path, keep=1)
+    path = trained(recipe, {"run.precision": before}).save(tmp_path, keep=1)
     config = recipe({"run.precision": after})
     state, objective = build(config)
     state.load(path)

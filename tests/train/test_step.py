@@ -21,7 +21,7 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def run(recipe: Recipe, steps: int, seed: int = 0, **changes: Any) -> Any:
+def run(recipe: Recipe, steps: int, changes: dict[str, Any] | None = None, seed: int = 0) -> Any:
     config = recipe(changes)
     state, objective = build(config, seed)
     results = [train_step(state, objective, config, batch(step)) for step in range(steps)]
@@ -77,10 +77,10 @@ def test_the_loss_falls(recipe: Recipe) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_one_seed_gives_the_same_weights_to_the_bit(recipe: Recipe, precision: str) -> None:
     changes: dict[str, Any] = {"run.precision": precision, "optimizer.clip": 0.5}
-    (one, first), (two, _) = (run(recipe, 4, **changes) for _ in range(2))
+    (one, first), (two, _) = (run(recipe, 4, changes) for _ in range(2))
     assert equal(weights(one.network), weights(two.network))
     assert equal(list(one.ema.average.values()), list(two.ema.average.values()))
-    assert not equal(weights(one.network), weights(run(recipe, 4, seed=1, **changes)[0].network))
+    assert not equal(weights(one.network), weights(run(recipe, 4, changes, seed=1)[0].network))
     for result in first:
         finite = {name: bool(term.isfinite()) for name, term in result.terms.items()}
         assert all(finite.values()), finite
@@ -90,7 +90,7 @@ def test_one_seed_gives_the_same_weights_to_the_bit(recipe: Recipe, precision: s
 
 def test_half_precision_is_near_float32(recipe: Recipe) -> None:
     (_, (exact,)), (_, (bf16,)), (_, (fp16,)) = (
-        run(recipe, 1, **{"run.precision": precision}) for precision in ("fp32", "bf16", "fp16")
+        run(recipe, 1, {"run.precision": precision}) for precision in ("fp32", "bf16", "fp16")
     )
     for name in ("l1", "commitment", "gradient_norm"):
         expected = exact.terms[name].item()
@@ -175,13 +175,13 @@ def test_clipping_bounds_the_gradient(recipe: Recipe, monkeypatch: pytest.Monkey
     assert seen == [pytest.approx(limit, rel=1e-4)]
     assert result.terms["gradient_norm"].item() == pytest.approx(norm, rel=1e-6), "as it was"
 
-    wide = run(recipe, 1, **{"optimizer.clip": 10 * norm})[0]
+    wide = run(recipe, 1, {"optimizer.clip": 10 * norm})[0]
     assert equal(weights(wide.network), weights(plain.network)), "a small gradient is left alone"
 
 
 def test_the_rate_follows_the_schedule(recipe: Recipe) -> None:
     changes = {"optimizer.warmup": 2, "optimizer.schedule": "cosine", "run.steps": 5}
-    _, results = run(recipe, 5, **changes)
+    _, results = run(recipe, 5, changes)
     rates = [result.rate for result in results]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4, 0])
 
