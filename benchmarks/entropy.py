@@ -277,11 +277,12 @@ def main() -> None:
         path.write_text(json.dumps(result, indent=1) + "\n")
         if options.docs:
             plot(sweep, PLOT)
-            write_docs(
-                rows,
+            caption = (
                 f"{hardware}, {options.threads} threads, torch {torch.__version__}, "
-                f"{result['date']}; median of {options.rounds} rounds.",
+                f"{result['date']}; median of {options.rounds} rounds, load average "
+                f"{result['load_average']:.1f}."
             )
+            write_docs(rows, caption)
     print(json.dumps(result))
 
 
