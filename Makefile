@@ -8,11 +8,12 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 help:
 	@echo "make demo   sample photographs to tokens and back: a table, and a picture in $(OUT)/"
 	@echo "make test   formatting, types and tests"
 	@echo "make lint   formatting and types only"
+	@echo "make bench  the entropies against the dense computation, two quick cases"
 	@echo "make clean  remove $(VENV) and caches"
 
 demo: $(INSTALLED)
@@ -25,6 +26,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/entropy.py --quick
 
 # Written last, so an install that was cut short is done again.
 $(INSTALLED): pyproject.toml constraints.txt
