@@ -21,7 +21,8 @@ from PIL import Image
 from wetok.config import WetokError
 from wetok.data.images import load_image, to_tensor
 from wetok.data.loader import TrainLoader
-from wetok.data.sources import Draft, ImageFolder, shuffled
+from wetok.data.order import shuffled
+from wetok.data.sources import Draft, ImageFolder
 from wetok.data.transforms import RandomCrop
 
 
@@ -189,6 +190,7 @@ class Fragile:
 
     def __init__(self, error: type[BaseException], at: int) -> None:
         self.error, self.at, self.reads = error, at, 0
+        self.skipped: dict[str, str] = {}
         self.lock = threading.Lock()
 
     def __len__(self) -> int:

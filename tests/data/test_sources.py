@@ -1,19 +1,16 @@
-"""Folders as a source of images, and the order in which they are gone through."""
+"""Folders as a source of images."""
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from wetok.config import WetokError
 from wetok.data import sources
-from wetok.data.sources import ImageFolder, shuffled
+from wetok.data.sources import ImageFolder
 
 
 @pytest.fixture
@@ -79,29 +76,6 @@ def test_cache_decodes_once_and_keeps_to_its_limit(
             np.testing.assert_array_equal(np.asarray(small[index]), wanted[index])
     assert small.cached_bytes == limit
     assert len(decoded) == 3 + 3 * 9
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    length=st.integers(1, 40),
-    seed=st.integers(0, 2**40),
-    start=st.integers(0, 200),
-)
-def test_shuffled(length: int, seed: int, start: int) -> None:
-    epochs = [list(islice(shuffled(length, seed), length * n, length * (n + 1))) for n in range(3)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(length))
-        assert all(type(index) is int for index in epoch)
-    if length > 15:  # by chance equal once in 15!
-        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-        assert epochs[0] != list(islice(shuffled(length, seed + 1), length))
-    whole = list(islice(shuffled(length, seed), start + 50))
-    assert list(islice(shuffled(length, seed, start), 50)) == whole[start:]
-
-
-def test_nothing_to_shuffle() -> None:
-    with pytest.raises(WetokError, match="no images"):
-        next(shuffled(0, 1))
 
 
 @pytest.mark.parametrize("length", [*range(1, 30), 100, 240, 997])

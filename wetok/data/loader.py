@@ -48,7 +48,8 @@ class TrainLoader(Generic[K]):
             not quite the same pixels.
 
     An image that can't be decoded is replaced by another, the same one whenever the same seed is
-    used, and listed once in `failures` (name -> reason). Use as a context manager, or `close()`.
+    used, and listed once in `failures` (name -> reason), which begins with what the source left out
+    when it was opened. Use as a context manager, or `close()`.
     To change crop or batch size during a run, build a new loader and hand it this one's state.
     """
 
@@ -84,7 +85,7 @@ class TrainLoader(Generic[K]):
         self.batch_size = batch_size
         self.transform = transform or RandomCrop(crop)
         self.seed = seed
-        self.failures: dict[str, str] = {}
+        self.failures = dict(source.skipped)
         self._rank, self._world, self._draft = rank, world, draft
         self._ahead = (1 + prefetch) * batch_size
         self._pool = ThreadPoolExecutor(workers, "wetok-data") if workers else None
@@ -161,7 +162,8 @@ class TrainLoader(Generic[K]):
 
     def _make(self, number: int, key: K) -> Sample:
         failed: list[tuple[str, str]] = []
-        for _ in range(len(self.source)):
+        first = key
+        while not failed or key != first:
             reason = self._broken.get(key)
             if reason is None:
                 try:
@@ -174,7 +176,7 @@ class TrainLoader(Generic[K]):
             failed.append((self.source.name(key), reason))
             key = self.source.substitute(key)
         raise WetokError(
-            f"none of the {len(self.source)} training images can be decoded: {failed[0][1]}"
+            f"none of the {len(failed)} training images can be decoded: {failed[0][1]}"
         )
 
     def _crop(self, key: K, rng: np.random.Generator) -> np.ndarray:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from itertools import count
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
-import numpy as np
 from PIL import Image
 
-from wetok.config import WetokError
 from wetok.data.images import Size, find_images, load_image
+from wetok.data.order import far_step, shuffled
 
 K = TypeVar("K", bound=Hashable)
 Draft = Callable[[Size], Size]
@@ -27,12 +24,17 @@ class Source(Protocol[K]):
     arguments: that is what makes a run resumable from a single number.
     """
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """What was left out when the source was opened, e.g. a file cut off: name -> reason."""
+        ...
+
     def order(self, seed: int, start: int) -> Iterator[K]:
         """The endless shuffled sequence of keys that `seed` gives, from sample `start` on."""
         ...
 
     def substitute(self, key: K) -> K:
-        """The key tried instead of one that can't be decoded."""
+        """The key tried instead of one that can't be decoded. Repeated, it leads back to `key`."""
         ...
 
     def __len__(self) -> int: ...
@@ -71,12 +73,8 @@ class ImageFolder:
         self._cache_bytes = cache_bytes if cache else 0
         self._cached: dict[int, Image.Image] = {}
         self._lock = threading.Lock()
-        # Steps of about 0.38 n visit every image once and leave the neighbours in peace: a folder
-        # with many broken files in a row (a copy that was cut off) costs few tries.
-        stride = max(1, round(len(self.paths) * 0.381966))
-        while math.gcd(stride, len(self.paths)) != 1:
-            stride += 1
-        self._stride = stride
+        self.skipped: dict[str, str] = {}
+        self._step = far_step(len(self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -102,7 +100,7 @@ class ImageFolder:
         return shuffled(len(self), seed, start)
 
     def substitute(self, key: int) -> int:
-        return (key + self._stride) % len(self)
+        return (key + self._step) % len(self)
 
     def _keep(self, key: int, image: Image.Image) -> None:
         cost = image.width * image.height * 4  # Pillow's own layout of RGB
@@ -110,14 +108,3 @@ class ImageFolder:
             if key not in self._cached and self.cached_bytes + cost <= self._cache_bytes:
                 self.cached_bytes += cost
                 self._cached[key] = image
-
-
-def shuffled(length: int, seed: int, start: int = 0) -> Iterator[int]:
-    """Endless indices below `length`, each epoch in a new order, from sample `start` on."""
-    if length < 1:
-        raise WetokError("nothing to shuffle: the source holds no images")
-    epoch, offset = divmod(start, length)
-    for number in count(epoch):
-        permutation = np.random.default_rng((seed, 0, number)).permutation(length)
-        yield from map(int, permutation[offset:])
-        offset = 0
