@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from wetok.config import WetokError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -45,6 +48,7 @@ def command(
     with _bar(quiet) as progress:
         run = Run(config, folder, _Screen(progress, config.run.steps), resume)
         finished = run.train()
+    _draw(folder)
     if finished:
         print(f"done: {folder}/model is ready; try: wetok reconstruct PHOTO -m {folder}/model")
         return
@@ -53,6 +57,14 @@ def command(
     again = ["wetok", "train", str(recipe), *(overrides or []), "-o", str(folder), "--resume"]
     print(f"stopped and saved at step {run.state.step}; go on with:\n  {shlex.join(again)}")
     raise typer.Exit(_INTERRUPTED)
+
+
+def _draw(folder: Path) -> None:
+    """Draws the run's curves, where matplotlib is installed and there is something to draw."""
+    from wetok.train.curves import plot_curves
+
+    with suppress(ImportError, WetokError):
+        plot_curves(folder / "log.jsonl", folder / "curves.png")
 
 
 def _bar(quiet: bool) -> Progress:

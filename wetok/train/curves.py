@@ -68,6 +68,7 @@ def plot_curves(log: Path, target: Path) -> None:
     for axis in figure.axes:
         axis.set_xlabel("step", fontsize=8)
         axis.grid(alpha=0.3)
+        axis.locator_params(axis="x", nbins=5)
         axis.tick_params(labelsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
