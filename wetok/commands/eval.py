@@ -51,14 +51,16 @@ def command(
     evaluation = Evaluation(options.load(model, device), chosen, networks, seed)
     with progress(len(paths), "scoring") as step:
         evaluation.add_all(paths, step)
+    if not nets:
+        typer.echo("wetok: LPIPS is left out; `wetok weights import` brings its weights", err=True)
     for line in evaluation.failures:
         typer.echo(f"wetok: {line}", err=True)
-    _show(evaluation.summary(), chosen.description, as_json)
+    _show(evaluation.summary(), as_json)
     if evaluation.failures:
         raise typer.Exit(1)
 
 
-def _show(summary: dict[str, Any], description: str, as_json: bool) -> None:
+def _show(summary: dict[str, Any], as_json: bool) -> None:
     from rich.table import Table
 
     from wetok.commands.tables import show, show_json
@@ -76,7 +78,7 @@ def _show(summary: dict[str, Any], description: str, as_json: bool) -> None:
         **{
             name.replace("lpips", "LPIPS"): f"{value:.4f}"
             for name, value in summary.items()
-            if name.startswith("lpips")
+            if name.startswith("lpips-")
         },
         "least group usage": f"{min(summary['usage']):.1%}",
         "dead bits": str(summary["dead_bits"]),
@@ -86,5 +88,6 @@ def _show(summary: dict[str, Any], description: str, as_json: bool) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     show(table)
-    typer.echo(f"protocol {summary['protocol']}: {description}")
-    typer.echo(f"model fingerprint {summary['fingerprint']}, seed {summary['seed']}")
+    typer.echo(f"protocol {summary['protocol']}: {summary['protocol_description']}")
+    hashes = [f"LPIPS {net} {digest}" for net, digest in summary["lpips_weights"].items()]
+    typer.echo(", ".join([f"model {summary['fingerprint']}", *hashes, f"seed {summary['seed']}"]))

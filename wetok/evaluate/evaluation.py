@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wetok.config import WetokError
-from wetok.data.images import load_image, to_tensor
+from wetok.data.images import load_image, to_tensor, to_uint8
 from wetok.evaluate.pixels import psnr, ssim
 from wetok.evaluate.protocols import Protocol
 from wetok.losses.perceptual import LPIPS
@@ -37,15 +37,18 @@ class Evaluation:
         self.failures: list[str] = []
 
     def add(self, path: Path) -> dict[str, Any]:
-        """Scores the image at `path`; an unreadable one raises WetokError and counts nothing."""
+        """Scores the image at `path`.
+
+        Raises:
+            WetokError: it can't be read, or is too small for a score; it then counts nowhere.
+        """
         image = self.protocol.prepare(load_image(path))
         began = time.perf_counter()
         tokens = self.tokenizer.encode(image)
         encoded = time.perf_counter()
         again = self.tokenizer.decode(tokens, seed=self.seed, output="uint8")
         decoded = time.perf_counter()
-        original = _uint8(image).to(again.device)
-        self.usage.update(tokens.ids)
+        original = to_uint8(to_tensor(image)[None]).to(again.device)
         scores = {
             "image": path.name,
             "width": image.width,
@@ -57,16 +60,18 @@ class Evaluation:
             "encode_seconds": encoded - began,
             "decode_seconds": decoded - encoded,
         }
+        self.usage.update(tokens.ids)
         self.images.append(scores)
         return scores
 
     def add_all(self, paths: Iterable[Path], step: Callable[[], None] = lambda: None) -> None:
-        """Scores every image; unreadable ones are listed in `failures`, and the others go on."""
+        """Scores every image; what fails is listed in `failures`, one line each, the rest go on."""
         for path in paths:
             try:
                 self.add(path)
             except WetokError as error:
-                self.failures.append(str(error))
+                text = str(error)
+                self.failures.append(text if path.name in text else f"{path}: {text}")
             step()
 
     def summary(self) -> dict[str, Any]:
@@ -81,25 +86,23 @@ class Evaluation:
         names = [
             name
             for name in self.images[0]
-            if name in ("psnr", "ssim") or name.startswith("lpips") or name.endswith("seconds")
+            if name in ("psnr", "ssim") or name.startswith("lpips-") or name.endswith("_seconds")
         ]
         means = {name: sum(row[name] for row in self.images) / len(self.images) for name in names}
         return {
             "model": self.tokenizer.name,
             "fingerprint": self.tokenizer.fingerprint,
             "protocol": self.protocol.name,
+            "protocol_description": self.protocol.description,
+            "lpips_weights": {net.net: net.weights_hash for net in self.lpips},
             "images": len(self.images),
             "failed": len(self.failures),
             "seed": self.seed,
             "bpp": sum(row["bits"] for row in self.images) / pixels,
             **means,
-            "usage": [float(share) for share in self.usage.usage()],
-            "dead_bits": int(self.usage.dead_bits()),
+            "usage": self.usage.usage(),
+            "dead_bits": self.usage.dead_bits(),
         }
-
-
-def _uint8(image: Any) -> Tensor:
-    return ((to_tensor(image)[None] + 1) * 127.5).round().to(torch.uint8)
 
 
 @torch.no_grad()
