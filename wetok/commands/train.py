@@ -74,8 +74,9 @@ def _bar(quiet: bool) -> Progress:
 
     # On standard error, so that the output can be piped; not a terminal: only the events' lines.
     console = Console(stderr=True)
+    # At 80 columns all of it fits.
     columns = (
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TimeLeft(),
         TextColumn("{task.description}", markup=False),
@@ -93,11 +94,11 @@ class _Screen:
 
     def step(self, record: dict[str, Any]) -> None:
         text = (
-            f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} images/s  "
+            f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  "
             f"usage {min(record['usage']):.0%}"
         )
         if record["dead_bits"]:
-            text += f"  dead bits {record['dead_bits']}"
+            text += f"  {record['dead_bits']} dead bits"
         if not self.seen:
             # The time left is reckoned from here: a resumed run did not do its first steps now.
             self.progress.reset(self.task, total=self.steps, completed=record["step"])

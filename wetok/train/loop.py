@@ -76,6 +76,7 @@ class Run:
         )
         if newest is not None:
             self.state.load(newest)
+            watcher.event(f"resumed from {newest}")
         self.validation: ValidationSet | None = None
         if config.data.val:
             self.validation = ValidationSet(Path(config.data.val), config.model.factor)
@@ -84,6 +85,7 @@ class Run:
             with self._loader(config, batch=_SHOWN) as loader:
                 self._shown = next(loader)
         self._skipped: set[str] = set()
+        self._saved: int | None = None
         self._stop = False
 
     def _newest(self, resume: bool) -> Path | None:
@@ -168,7 +170,8 @@ class Run:
             finished = state.step >= steps
             if finished:
                 self._sample()
-            self._checkpoint(validate=finished)
+            if finished or state.step != self._saved:
+                self._checkpoint(validate=finished)
         return finished
 
     def _stretch(self) -> None:
@@ -227,6 +230,7 @@ class Run:
         if best or (validate and not self.validation):
             self.export(self.folder / "model")
         path = state.save(self.folder / "checkpoints", self.config.run.keep, best)
+        self._saved = state.step
         self.watcher.event(f"checkpoint {path}")
 
     def export(self, folder: Path, precision: Precision = "float32") -> None:
