@@ -14,7 +14,7 @@ from PIL import Image
 from wetok.config import WetokError
 from wetok.data.images import load_image
 from wetok.data.order import far_step, interleaved, shuffled
-from wetok.data.sources import Draft
+from wetok.data.sources import Draft, NamedBytes
 from wetok.data.tarindex import TarIndex, read_member, scan
 
 _BLOCK = 512
@@ -107,21 +107,13 @@ class TarShards:
     def read(self, key: int, draft: Draft | None = None) -> Image.Image:
         path, header, data, size = self._position(key)
         both = _read(path, header, data - header + size)
-        return load_image(Member(both[data - header :], _name(path, both)), draft=draft)
+        return load_image(NamedBytes(both[data - header :], _name(path, both)), draft=draft)
 
     def _position(self, key: int) -> tuple[Path, int, int, int]:
         """File, where the member's header and its bytes begin, and how many bytes it has."""
         shard = int(np.searchsorted(self._ends, key, "right"))
         data, size, blocks = self._entries[key].item()
         return self.paths[shard], data - blocks * _BLOCK, data, size
-
-
-class Member(io.BytesIO):
-    """The bytes of one image out of many in a file, which errors are to call `name`."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self.name = name
 
 
 def _scan_all(paths: list[Path], cache: Path | None) -> list[TarIndex]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -49,6 +50,14 @@ class Source(Protocol[K]):
     def name(self, key: K) -> str:
         """What a person finds the image by."""
         ...
+
+
+class NamedBytes(io.BytesIO):
+    """The bytes of one image out of many in a file, which errors are to call `name`."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self.name = name
 
 
 class ImageFolder:
