@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from wetok.config import WetokError
-from wetok.losses.perceptual import LPIPS
+from wetok.losses.perceptual import LPIPS, _unit_length
 
 Net = Literal["alex", "vgg"]
 NETS: tuple[Net, ...] = ("alex", "vgg")
@@ -99,6 +99,17 @@ def test_the_gradient_is_finite_where_no_feature_fires(fires: bool) -> None:
     assert (distance.item() > 0) is fires
     distance.sum().backward()
     assert image.grad is not None and image.grad.isfinite().all()
+
+
+def test_a_position_without_features_has_no_direction() -> None:
+    """At the features themselves, where no ReLU hides a NaN."""
+    features = torch.zeros(1, 4, 1, 2)
+    features[..., 1] = torch.tensor([3.0, 0.0, 4.0, 0.0])[:, None]
+    features.requires_grad_()
+    unit = _unit_length(features)
+    assert unit[0, :, 0].T.tolist() == [[0, 0, 0, 0], pytest.approx([0.6, 0, 0.8, 0])]
+    unit.sum().backward()
+    assert features.grad is not None and features.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

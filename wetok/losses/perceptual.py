@@ -151,8 +151,12 @@ class LPIPS(nn.Module):
                 x = F.max_pool2d(x, *layer.pool)
             x = F.relu(convolution(x))
             if layer.tap:
-                features = x if x.dtype == torch.float64 else x.float()
-                # Clamped, for the gradient of a root at 0 (a position no feature fires at) is NaN.
-                length = features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
-                taps.append(features / (length + 1e-10))
+                taps.append(_unit_length(x if x.dtype == torch.float64 else x.float()))
         return taps
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    """[B,C,h,w] divided by their length over C; zeros stay zeros, with a finite gradient."""
+    # Clamped, for the gradient of a root at 0 (a position no feature fires at) is infinite.
+    length = features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+    return features / (length + 1e-10)
