@@ -1,61 +1,103 @@
-"""Every recipe loads, and the tiny ones take steps."""
+"""Every recipe in `recipes/` loads, tells what it takes, and (the tiny ones) runs."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from safetensors.torch import save_file
 
-from wetok.config import load_train_config
+import wetok
+from tests.train.tiny import write_pictures
+from wetok.config import WetokError, load_train_config
+from wetok.losses.perceptual import LPIPS
 from wetok.train.loop import Run
+from wetok.train.state import checkpoints
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-ALL = sorted(RECIPES.rglob("*.yaml"))
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+TINY = [path for path in RECIPES if path.parent.name == "tiny"]
 
 
-class _Silent:
-    def step(self, record: dict[str, Any]) -> None: ...
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
-    def event(self, text: str) -> None: ...
+
+def header(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    end = next(index for index, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:end])
 
 
 def test_there_are_recipes() -> None:
-    assert ALL
+    assert RECIPES and TINY
+    assert not list((ROOT / "recipes").rglob("*.yml")), "one suffix for all: .yaml"
 
 
-@pytest.mark.parametrize("recipe", ALL, ids=lambda path: path.stem)
-def test_recipe_loads_and_its_header_tells_how_to_run_it(recipe: Path) -> None:
-    config = load_train_config(recipe)
-    assert config.run.steps > 0
-    header = recipe.read_text().split("model:")[0]
-    for word in (f"wetok train recipes/{recipe.relative_to(RECIPES)}", "Hardware", "Duration"):
-        assert word in header, f"{recipe.name}: its header does not say {word!r}"
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_loads(path: Path) -> None:
+    config = load_train_config(path, ["data.train=photos", "data.val=photos"])
+    ends = [end for end, _ in config.stretches()]
+    assert ends[-1] == config.run.steps
+    for end, stretch in config.stretches():
+        assert stretch == config.at(end - 1)
+    with pytest.raises(WetokError, match="did you mean 'train'"):
+        load_train_config(path, ["data.trian=photos"])
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("tiny/*.yaml")), ids=lambda path: path.stem)
-def test_tiny_recipe_takes_two_steps(recipe: Path, tmp_path: Path) -> None:
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        pixels = rng.integers(0, 256, (150, 170, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{index}.png")
-    overrides = [
-        f"data.train={photos}",
-        "data.val=null",
-        "data.batch=2",
-        "loss.perceptual_weight=0",
-        "phases=[]",
-        "run.steps=2",
-        "run.device=cpu",
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipes_header_tells_what_it_takes(path: Path) -> None:
+    text = header(path)
+    assert f"wetok train {name_of(path)}" in text, "its own command"
+    for part in ("Hardware:", "Duration:", "Score:"):
+        assert re.search(rf"{part} *\S", text), f"{part} is missing"
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def event(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", TINY, ids=name_of)
+def test_a_tiny_recipe_runs_two_steps_of_every_phase(path: Path, tmp_path: Path) -> None:
+    """On small crops of made-up pictures, with an LPIPS network of random weights."""
+    pictures = write_pictures(tmp_path / "pictures", 2)
+    config = load_train_config(path)
+    torch.manual_seed(0)
+    save_file(LPIPS(config.loss.perceptual).state_dict(), tmp_path / "lpips.safetensors")
+    small = {"data.crop": 4 * config.model.factor, "data.batch": 2}
+    phases = [
+        {"until": 2 * index, "set": {**phase.set, **small}}
+        for index, phase in enumerate(config.phases, 1)
     ]
-    run = Run(load_train_config(recipe, overrides), tmp_path / "run", _Silent())
+    config = load_train_config(
+        path,
+        [
+            f"data.train={pictures}",
+            f"data.val={pictures}",
+            f"loss.perceptual_weights={tmp_path / 'lpips.safetensors'}",
+            "run.device=cpu",
+            "run.log_every=1",
+            f"run.steps={2 * max(1, len(phases))}",
+            f"phases={phases}",
+            *(f"{key}={value}" for key, value in small.items()),
+        ],
+    )
+    watcher = Quiet()
+    run = Run(config, tmp_path / "run", watcher)
     before = {name: p.detach().clone() for name, p in run.state.network.named_parameters()}
     assert run.train()
-    assert run.state.step == 2
-    changed = [n for n, p in run.state.network.named_parameters() if not p.equal(before[n])]
-    assert len(changed) == len(before)
-    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    still = [name for name, p in run.state.network.named_parameters() if p.equal(before[name])]
+    assert still == [], "every parameter learns"
+    assert [record["step"] for record in watcher.records] == list(range(1, config.run.steps + 1))
+    assert len(checkpoints(tmp_path / "run" / "checkpoints")) == 1
+    assert wetok.load(tmp_path / "run" / "model").config == config.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -73,6 +74,8 @@ def test_a_run_says_what_to_try_next(call: Call) -> None:
     # Standard error is no terminal here: no bar, but the events.
     assert err == "checkpoint runs/tiny/checkpoints/step-00000006\n"
     assert wetok.load(Path("runs/tiny/model")).name == "tiny"
+    if importlib.util.find_spec("matplotlib"):
+        assert Path("runs/tiny/curves.png").is_file()
 
 
 def test_overrides_and_out(call: Call) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from wetok.config import WetokError
-from wetok.train.curves import plot_curves, read_log
+from wetok.train.curves import _smooth, plot_curves, read_log
 
 TRAINING = {"loss": 1.0, "l1": 0.5, "token_entropy": 0.1, "codebook_entropy": 9.0}
 RECORDS: list[dict[str, Any]] = [
@@ -31,6 +31,14 @@ def test_a_log_has_training_and_validation_lines(tmp_path: Path) -> None:
     training, validation = read_log(write(tmp_path / "log.jsonl", RECORDS))
     assert training == [RECORDS[0], RECORDS[2]]
     assert validation == [{"step": 2, "psnr": 20.0, "l1": 0.1, "score": 0.1}]
+
+
+def test_a_running_mean_over_the_lines_that_have_the_term() -> None:
+    records = [{"step": s, "a": float(s)} if s % 2 else {"step": s} for s in range(1, 81)]
+    steps, means = _smooth(records, "a")
+    assert steps == list(range(1, 81, 2))
+    assert means[:2] == [1, 2]
+    assert means[-1] == pytest.approx(sum(range(41, 80, 2)) / 20)
 
 
 @pytest.mark.parametrize("records", [RECORDS, RECORDS[:1]], ids=["whole", "one line"])

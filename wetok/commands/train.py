@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,8 +34,9 @@ def command(
 ) -> None:
     """Train a tokenizer from a recipe.
 
-    The run's folder gets checkpoints, a log (log.jsonl), pictures
-    (samples/) and, after each best validation, the model (model/).
+    The run's folder gets checkpoints, a log (log.jsonl, curves.png),
+    pictures (samples/) and, after each best validation, the model
+    (model/).
     Ctrl-C saves a checkpoint and ends; --resume goes on from it.
 
     Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos -o runs/mine
@@ -48,15 +50,15 @@ def command(
     with _bar(quiet) as progress:
         run = Run(config, folder, _Screen(progress, config.run.steps), resume)
         finished = run.train()
-    _draw(folder)
     if finished:
-        print(f"done: {folder}/model is ready; try: wetok reconstruct PHOTO -m {folder}/model")
-        return
-    import shlex
-
-    again = ["wetok", "train", str(recipe), *(overrides or []), "-o", str(folder), "--resume"]
-    print(f"stopped and saved at step {run.state.step}; go on with:\n  {shlex.join(again)}")
-    raise typer.Exit(_INTERRUPTED)
+        told = f"done: {folder}/model is ready; try: wetok reconstruct PHOTO -m {folder}/model"
+    else:
+        again = ["wetok", "train", str(recipe), *(overrides or []), "-o", str(folder), "--resume"]
+        told = f"stopped and saved at step {run.state.step}; go on with:\n  {shlex.join(again)}"
+    print(told, flush=True)  # first, as drawing takes a second
+    _draw(folder)
+    if not finished:
+        raise typer.Exit(_INTERRUPTED)
 
 
 def _draw(folder: Path) -> None:

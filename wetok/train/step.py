@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 
 from wetok.config import TrainConfig, WetokError
 from wetok.losses.objective import ReconstructionObjective, first_broken
@@ -53,15 +54,13 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    norm = get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    norm = clip_grad_norm_(network.parameters(), config.optimizer.clip or math.inf)
     checked = {**terms, "loss": loss} | ({} if scaler.is_enabled() else {"gradient_norm": norm})
     if broken := first_broken(checked):
         raise WetokError(
             f"{broken} is NaN or infinite at step {state.step}, which was not taken: resume from "
             "the last checkpoint with a lower optimizer.lr, optimizer.clip=1 or run.precision=fp32"
         )
-    if config.optimizer.clip is not None:
-        clip_grads_with_norm_(network.parameters(), config.optimizer.clip, norm)
     scaler.step(optimizer)
     scaler.update()
 
