@@ -405,10 +405,6 @@ def run_rank(rank: int, folder: str, jobs: list) -> None:
 Wrap = Callable[[nn.Module], nn.Module]
 
 
-def across_ranks(module: nn.Module) -> nn.Module:
-    return DistributedDataParallel(module, broadcast_buffers=False)
-
-
 def alone(module: nn.Module) -> nn.Module:
     return module
 
@@ -480,11 +476,11 @@ def gan_step(rows: slice, dtype: torch.dtype, kind: str, wrap: Wrap) -> dict[str
 
 
 def norm_job(rank: int, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return norm_results(rows_of(name)[rank], dtype, across_ranks)
+    return norm_results(rows_of(name)[rank], dtype, DistributedDataParallel)
 
 
 def gan_job(rank: int, kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    return gan_step(rows_of("even")[rank], dtype, kind, across_ranks)
+    return gan_step(rows_of("even")[rank], dtype, kind, DistributedDataParallel)
 
 
 def lecam_job(rank: int) -> list[list[float]]:

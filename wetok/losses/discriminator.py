@@ -34,7 +34,7 @@ class PatchDiscriminator(nn.Module):
         4x4 to one channel
 
     Starts from normal weights of deviation 0.02, as published. Batch norm averages over all
-    processes, so that `DistributedDataParallel` needs `broadcast_buffers=False`.
+    processes.
 
     Raises:
         WetokError: `channels`, `filters` or `layers` below 1.
