@@ -52,7 +52,7 @@ def lanes_by_hand(sizes: list[int], lanes: int, seed: int, epoch: int) -> list[l
     return result
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes=SIZES, lanes=st.integers(1, 15), seed=st.integers(0, 2**40), start=st.integers(0, 250))
 def test_interleaved(sizes: list[int], lanes: int, seed: int, start: int) -> None:
     total = sum(sizes)
@@ -99,7 +99,7 @@ def test_entering_a_huge_order_costs_little() -> None:
 WEIGHTS = st.lists(st.integers(1, 2**20), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**40), start=st.integers(0, 3000))
 def test_mixed(weights: list[int], seed: int, start: int) -> None:
     whole = list(islice(mixed(weights, seed), start + 300))
