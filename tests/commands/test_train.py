@@ -28,12 +28,18 @@ from wetok.train.state import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
 
+DRAW = command._draw
+
 
 @pytest.fixture
 def call(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Call:
-    """Runs a command in a folder with `photos` and `tiny.yaml`, a recipe of six steps."""
+    """Runs a command in a folder with `photos` and `tiny.yaml`, a recipe of six steps.
+
+    Curves are not drawn, as that takes longer than all the rest.
+    """
+    monkeypatch.setattr(command, "_draw", lambda folder: None)
     write_pictures(tmp_path / "photos", 8)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_tree(Path("photos"))))
     monkeypatch.chdir(tmp_path)
@@ -65,7 +71,8 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_a_run_says_what_to_try_next(call: Call) -> None:
+def test_a_run_says_what_to_try_next(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_draw", DRAW)
     code, out, err = call("tiny.yaml")
     assert code == 0
     assert out == (
