@@ -39,7 +39,7 @@ def command(
     (model/).
     Ctrl-C saves a checkpoint and ends; --resume goes on from it.
 
-    Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos -o runs/mine
+    Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos data.val=null
     """
     from wetok.config import load_train_config
 

@@ -67,7 +67,8 @@ class Run:
         self.config, self.folder, self.watcher = config, folder, watcher
         newest = self._newest(resume)
         self.device = choose_device(config.run.device)
-        self.source = ImageFolder(config.data.train, cache=config.data.cache)
+        with _naming("data.train"):
+            self.source = ImageFolder(config.data.train, cache=config.data.cache)
         self.lpips = self._lpips()
         torch.manual_seed(config.run.seed)
         network = self._network(start_anew=newest is None)
@@ -79,7 +80,8 @@ class Run:
             watcher.event(f"resumed from {newest}")
         self.validation: ValidationSet | None = None
         if config.data.val:
-            self.validation = ValidationSet(Path(config.data.val), config.model.factor)
+            with _naming("data.val"):
+                self.validation = ValidationSet(Path(config.data.val), config.model.factor)
             self._shown = self.validation.examples(_SHOWN)
         else:
             with self._loader(config, batch=_SHOWN) as loader:
@@ -282,6 +284,15 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise WetokError(f"run.device={name!r} can't be used: {reason}; try 'auto'") from None
+
+
+@contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Puts the setting's name before an error, for its value alone does not tell which it is."""
+    try:
+        yield
+    except WetokError as error:
+        raise WetokError(f"{setting}: {error}") from None
 
 
 def _quantizer(config: TrainConfig) -> GroupedQuantizer:
