@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -20,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.two_processes import run_rank
 from wetok.config import WetokError
 from wetok.losses.adversarial import (
     DISCRIMINATOR_LOSSES,
@@ -382,24 +380,6 @@ def test_a_discriminator_learns_and_a_fake_follows() -> None:
 
 DTYPES = (torch.float64, torch.float32)
 SHARES = {"even": (2, 2), "uneven": (1, 3)}
-
-
-def run_rank(rank: int, folder: str, jobs: list) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        results = [job(rank, *arguments) for job, *arguments in jobs]
-    except Exception:
-        results = traceback.format_exc()
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 Wrap = Callable[[nn.Module], nn.Module]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.two_processes import run_rank
 from wetok import distributed
 from wetok.config import WetokError
 from wetok.model.entropy import _make_plan, entropies
@@ -53,25 +51,6 @@ def single(images: int, dtype: torch.dtype, convention: str) -> tuple[Tensor, Te
     values = model(batch(images, dtype))
     (values * values.new_tensor(WEIGHTS)).sum().backward()
     return values.detach(), model.layer.weight.grad
-
-
-def run_rank(rank: int, folder: str, jobs: list) -> None:
-    """Runs all jobs in one process group, for starting processes is what takes long here."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    try:
-        results = [job(rank, *arguments) for job, *arguments in jobs]
-    except Exception:
-        results = traceback.format_exc()
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def entropy_job(rank, shares, dtype, convention, max_bytes) -> tuple[Tensor, Tensor]:
