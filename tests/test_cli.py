@@ -222,7 +222,7 @@ def test_info_of_nothing(run: Run) -> None:
 
 def test_weights(run: Run, weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WETOK_CACHE", "cache")
-    mistake(run("weights", "path", "lpips-alex"), "wetok weights import")
+    mistake(run("weights", "path", "lpips-vgg"), "wetok weights import")
     mistake(run("weights", "path", "lpips-alx"), "'lpips-alex'")
     mistake(run("weights", "import", "nowhere"), "nowhere")
     assert "wetok weights import" in run("weights", "list").out

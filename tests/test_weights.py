@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from wetok import weights
 from wetok.config import WetokError
-from wetok.weights import PARTS, Part, cache_dir, cached, find, import_from
+from wetok.weights import PARTS, Part, cache_dir, cached, find, here, import_from
 
 
 @pytest.fixture(autouse=True)
@@ -271,3 +272,62 @@ def test_a_silent_server_is_given_up(
     finally:
         hang.set()
     assert os.listdir(cache) == []
+
+
+def test_a_part_of_the_package_serves_until_another_is_imported(
+    weights_dir: Path, cache: Path
+) -> None:
+    shipped = find("lpips-alex")
+    assert shipped == here("lpips-alex") and cached("lpips-alex") is None
+    assert shipped.parent.parent.name == "assets" and shipped.stat().st_size < 5.1e6
+    import_from(weights_dir / "lpips_alex.safetensors")
+    assert find("lpips-alex") == here("lpips-alex") == cache / "lpips_alex.safetensors"
+    assert here("lpips-vgg") is None
+
+
+def test_the_package_says_whose_weights_it_holds() -> None:
+    with safe_open(find("lpips-alex"), framework="numpy") as file:
+        about = file.metadata()
+    assert about["made_from_sha256"] == PARTS["lpips-alex"].sha256
+    assert "BSD-2-Clause" in about["licence"] and "BSD-3-Clause" in about["licence"]
+    terms = (find("lpips-alex").parent / "README.md").read_text("utf-8")
+    for holder in ("2018, Richard Zhang", "Soumith Chintala 2016"):
+        assert holder in terms
+    assert terms.count("Redistributions in binary form must reproduce") == 2
+
+
+@pytest.fixture
+def pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A part that is known by its checksum alone; its bytes would not survive being opened."""
+    path = tmp_path / "download.pth"
+    path.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    part = dataclasses.replace(
+        PARTS["inception-fid"],
+        size=path.stat().st_size,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    monkeypatch.setitem(PARTS, "inception-fid", part)
+    return path
+
+
+def test_a_pickle_is_known_by_its_checksum(pickled: Path, cache: Path) -> None:
+    target = cache / "pt_inception-2015-12-05-6726825d.pth"
+    for source in (pickled, pickled.parent):
+        assert import_from(source) == [("inception-fid", target, True)]
+        assert target.read_bytes() == pickled.read_bytes()
+        target.unlink()
+
+
+def test_another_pickle_is_refused_by_name_and_passed_over_otherwise(
+    pickled: Path, cache: Path
+) -> None:
+    data = bytearray(pickled.read_bytes())
+    data[-1] ^= 1
+    pickled.write_bytes(data)
+    for source in (pickled, pickled.parent):
+        with pytest.raises(WetokError, match="holds no safetensors file"):
+            import_from(source)
+    named = pickled.rename(pickled.with_name("pt_inception-2015-12-05-6726825d.pth"))
+    with pytest.raises(WetokError, match="is not the published file .*get it again") as caught:
+        import_from(named)
+    assert "\n" not in str(caught.value) and not cache.exists()

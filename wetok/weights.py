@@ -1,7 +1,8 @@
-"""Pretrained parts that the package does not ship: where they come from and where they lie.
+"""Pretrained parts of losses and scores: where they come from and where they lie.
 
-A part is a safetensors file in the cache folder, put there by `wetok weights import` or, where it
-has an address, by a download. It is recognised by its tensors' names and shapes.
+A part is a file in the cache folder, put there by `wetok weights import` or, where it has an
+address, by a download; or it comes with the package. A safetensors file is recognised by its
+tensors' names and shapes, any other by its checksum.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple, TypeAlias
 from wetok.checkpoint import written_beside
 from wetok.config import WetokError, near
 
+_SHIPPED = Path(__file__).parent / "assets" / "weights"
 _TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 20
 
@@ -37,9 +39,11 @@ class Part:
     sha256: str
     """Of the known file. Another file with the same tensors can be imported, and is told apart."""
     tensors: _Shapes
-    """Shape of every tensor, by name."""
+    """Shape of every tensor, by name. Empty for a file that is known by its checksum alone."""
     url: str | None = None
     """Where the known file can be downloaded, if anywhere."""
+    shipped: str | None = None
+    """Name of a file in the package that serves until another is imported."""
 
 
 class Imported(NamedTuple):
@@ -76,14 +80,28 @@ PARTS: dict[str, Part] = {
         size=9884848,
         sha256="652ec5212221313c48d02a3b0132c30ec9cf932ef69837bf482d30ba4eb8502d",
         tensors=_lpips((11, 5, 3, 3, 3), (64, 192, 384, 256, 256), range(5)),
+        shipped="lpips-alex.safetensors",
     ),
     "lpips-vgg": Part(
         filename="lpips_vgg.safetensors",
-        used_by="perceptual distance LPIPS-vgg: training",
+        used_by="perceptual distance LPIPS-vgg: training, evaluation; Frechet distance fd-vgg",
         licence=_LPIPS_LICENCE,
         size=58867512,
         sha256="06a9635f81ad7cfec269e28b39cc815a5a1ef34bdafabb543de9c86c701a79e1",
         tensors=_lpips((3,) * 13, _VGG_WIDTHS, (1, 3, 6, 9, 12)),
+    ),
+    # A pickle, so it is never opened to see what it is.
+    "inception-fid": Part(
+        filename="pt_inception-2015-12-05-6726825d.pth",
+        used_by="Frechet inception distance (rFID): evaluation",
+        licence="Apache-2.0 (TensorFlow's inception-2015-12-05, converted by pytorch-fid)",
+        size=95628359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        tensors={},
+        url=(
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "pt_inception-2015-12-05-6726825d.pth"
+        ),
     ),
 }
 """Name -> what it is."""
@@ -115,8 +133,20 @@ def cached(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def here(name: str) -> Path | None:
+    """Where the part lies on this machine: in the cache, or else in the package; or None.
+
+    Raises:
+        WetokError: no such part.
+    """
+    if (imported := cached(name)) is not None:
+        return imported
+    shipped = part(name).shipped
+    return None if shipped is None else _SHIPPED / shipped
+
+
 def find(name: str, path: str | Path | None = None) -> Path:
-    """The file of a part: the given one, or the cached one, or downloaded where it has an address.
+    """The file of a part: the given one, or what is `here`, or downloaded where it has an address.
 
     Args:
         name: a key of PARTS.
@@ -133,8 +163,8 @@ def find(name: str, path: str | Path | None = None) -> Path:
         if not given.is_file():
             raise WetokError(f"{given}: no such file; it was given for the part {name}")
         return given
-    if (here := cached(name)) is not None:
-        return here
+    if (found := here(name)) is not None:
+        return found
     if wanted.url is None:
         raise WetokError(
             f"the pretrained part {name} is not on this machine: get {wanted.filename} and run "
@@ -147,19 +177,21 @@ def import_from(path: str | Path) -> list[Imported]:
     """Copies every part found at `path` into the cache, replacing what is there.
 
     Args:
-        path: a safetensors file, or a folder of them (not searched deeper). Any file name will do:
-            a part is recognised by its tensors' names and shapes.
+        path: a file, or a folder of them (not searched deeper). A safetensors file may have any
+            name, for it is recognised by its tensors; another is looked at if it has the suffix of
+            a part's file, and taken if it has that part's checksum.
 
     Returns:
         One entry a part, by name. Where two files hold the same part, the known one wins.
 
     Raises:
-        WetokError: nothing there is a part, a file carries a part's name but not its tensors, or
-            the cache can't be written.
+        WetokError: nothing there is a part, a file carries a part's name but not its tensors or
+            its checksum, or the cache can't be written.
     """
     source = Path(path).expanduser()
     if source.is_dir():
-        files = sorted(source.glob("*.safetensors"))
+        suffixes = {Path(part.filename).suffix for part in PARTS.values()} | {".safetensors"}
+        files = sorted(f for f in source.iterdir() if f.suffix in suffixes and f.is_file())
     elif source.is_file():
         files = [source]
     else:
@@ -188,6 +220,16 @@ def _recognise(file: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     by_name = next((name for name, p in PARTS.items() if p.filename == file.name), None)
+    if file.suffix != ".safetensors":
+        size = file.stat().st_size
+        for name, candidate in PARTS.items():
+            if size == candidate.size and _sha256(file) == candidate.sha256:
+                return name
+        if by_name is not None:
+            raise WetokError(
+                f"{file}: is named like {by_name}, but is not the published file ({size} bytes, or "
+                f"another checksum; expected {PARTS[by_name].size} bytes); get it again"
+            )
     try:
         with safe_open(file, framework="numpy") as tensors:
             names = tensors.keys()
@@ -198,7 +240,7 @@ def _recognise(file: Path) -> str | None:
         reason = str(error).splitlines()[0]
         raise WetokError(f"{file}: broken safetensors file ({reason}); copy it again") from None
     for name, candidate in PARTS.items():
-        if shapes == candidate.tensors:
+        if shapes and shapes == candidate.tensors:
             return name
     if by_name is not None:
         differing = sorted(

@@ -94,7 +94,7 @@ def test_the_gradient_is_finite_where_no_feature_fires(fires: bool) -> None:
             weight.fill_(-1e-3)
     dark = lpips.shift.expand(1, 3, 32, 32).clone()
     image = dark.clone().requires_grad_()
-    assert all(not taps.any() for taps in lpips._unit_features(dark))
+    assert all(not taps.any() for taps in lpips.taps(dark))
     distance = lpips(image, images((1, 3, 32, 32)) if fires else dark)
     assert (distance.item() > 0) is fires
     distance.sum().backward()

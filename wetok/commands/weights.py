@@ -24,7 +24,7 @@ def list_parts(as_json: options.Json = False) -> None:
     from wetok import weights
     from wetok.commands.tables import show, show_json
 
-    here = {name: weights.cached(name) for name in weights.PARTS}
+    here = {name: weights.here(name) for name in weights.PARTS}
     if as_json:
         show_json(
             [

@@ -135,15 +135,11 @@ class LPIPS(nn.Module):
                 f"{self.smallest} pixels a side"
             )
         with torch.no_grad():
-            wanted = self._unit_features(reference)
-        mine = self._unit_features(image)
-        total = mine[0].new_zeros(len(image))
-        for head, one, other in zip(self.lin.parameters(), mine, wanted, strict=True):
-            # The head is a 1x1 convolution to one channel, written out so that autocast leaves it.
-            total = total + ((one - other).square() * head[0]).sum(1).mean((-2, -1))
-        return total
+            wanted = self.taps(reference)
+        return self.between(self.taps(image), wanted)
 
-    def _unit_features(self, image: Tensor) -> list[Tensor]:
+    def taps(self, image: Tensor) -> list[Tensor]:
+        """The compared features, after their ReLU, of [B,3,H,W] in [-1,1]: five maps [B,C,h,w]."""
         x = (image - self.shift) / self.scale
         taps = []
         for layer, convolution in zip(self.layers, self.features, strict=True):
@@ -151,8 +147,17 @@ class LPIPS(nn.Module):
                 x = F.max_pool2d(x, *layer.pool)
             x = F.relu(convolution(x))
             if layer.tap:
-                taps.append(_unit_length(x if x.dtype == torch.float64 else x.float()))
+                taps.append(x if x.dtype == torch.float64 else x.float())
         return taps
+
+    def between(self, image: list[Tensor], reference: list[Tensor]) -> Tensor:
+        """Distance [B] of two batches whose `taps` are at hand; `forward` checks, this does not."""
+        total = image[0].new_zeros(len(image[0]))
+        for head, one, other in zip(self.lin.parameters(), image, reference, strict=True):
+            # The head is a 1x1 convolution to one channel, written out so that autocast leaves it.
+            difference = _unit_length(one) - _unit_length(other)
+            total = total + (difference.square() * head[0]).sum(1).mean((-2, -1))
+        return total
 
 
 def _unit_length(features: Tensor) -> Tensor:
