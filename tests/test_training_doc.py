@@ -47,7 +47,8 @@ class Quiet:
 
 @pytest.mark.parametrize("difference", ["l1", "l2"])
 def test_every_name_of_the_log_is_explained(tmp_path: Path, difference: str) -> None:
-    changes = {"run.steps": 1, "loss.reconstruction": difference}
+    gan = {"width": 8, "depth": 1}
+    changes = {"run.steps": 1, "loss.reconstruction": difference, "gan": gan}
     pictures = write_pictures(tmp_path / "pictures", 2)
     watcher = Quiet()
     config = validate(TrainConfig, tiny_tree(pictures, changes))

@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 
 class WetokError(ValueError):
     """A user's mistake, told in one line: the argument, its value, the rule and the remedy."""
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -85,13 +96,47 @@ class ModelConfig(Settings):
         return 24 / self.bpp
 
 
+class SourceConfig(Settings):
+    """A source of training images with options; docs/data.md tells which has which."""
+
+    path: str = Field(min_length=1, description="folder, files, or hub:user/dataset")
+    weight: float | None = Field(None, gt=0, description="share in a mixture")
+    column: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    stream: bool = False
+
+
+def _sources(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return _source(value)
+    if not value:
+        raise ValueError("the list of sources is empty; name a folder, files or hub:NAME")
+    return tuple(_source(one) for one in value)
+
+
+def _source(value: Any) -> Any:
+    """A mapping as `SourceConfig`, so that what is wrong with it is told of the key itself."""
+    if isinstance(value, Mapping):
+        return validate(SourceConfig, dict(value))
+    if not isinstance(value, (str, SourceConfig)):
+        raise ValueError("must be a path, a mapping with a `path`, or a list of these")
+    return value
+
+
+Sources = Annotated[str | SourceConfig | tuple[str | SourceConfig, ...], BeforeValidator(_sources)]
+
+
 class DataConfig(Settings):
     """Where photographs come from and how crops are cut from them."""
 
-    train: str = Field(description="folder of training images")
+    train: Sources = Field(
+        description="training images: a folder, shards, Parquet, a data set, or a list of these"
+    )
     val: str | None = Field(None, description="folder of images to choose the best checkpoint by")
     crop: int = Field(256, ge=8, description="side of a training crop, pixels")
-    batch: int = Field(16, ge=1, description="crops a step")
+    batch: int = Field(16, ge=1, description="crops a step, over all processes")
     scale: tuple[float, float] | None = Field(
         (0.25, 1.0), description="area of a crop as a share of the image's; null never resamples"
     )
@@ -123,11 +168,12 @@ class LossConfig(Settings):
     entropy: Literal["grouped", "pooled"] = "pooled"
     entropy_weight: float = Field(0.1, ge=0, description="on token - codebook entropy")
     codebook_weight: float = Field(1.0, ge=0, description="on the codebook entropy within that")
+    entropy_boost: float = Field(
+        0.0, ge=0, description="enlarges the entropy part by 1 + this at step 0, less and less"
+    )
+    entropy_boost_steps: int = Field(2000, ge=1, description="steps until it is enlarged no more")
     temperature: float = Field(0.01, gt=0)
     epsilon: float = Field(1e-5, ge=0, description="in log(p + eps) of the codebook entropy")
-
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Settings):
@@ -139,7 +185,36 @@ class OptimizerConfig(Settings):
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     final: float = Field(0.0, ge=0, le=1, description="share of lr that a cosine ends at")
+    drops: tuple[int, ...] = Field((), description="steps from which on the rate is dropped")
+    drop_factor: float = Field(0.1, gt=0, lt=1, description="what a drop multiplies the rate by")
     clip: float | None = Field(None, gt=0, description="largest gradient norm")
+
+
+class GanConfig(Settings):
+    """The adversarial part of a run; the defaults are the released ones."""
+
+    discriminator: Literal["patch", "blur"] = Field("patch", description="PatchGAN, or MaskBit's")
+    width: int | None = Field(None, ge=1, description="its first channels; 64 (patch), 128 (blur)")
+    depth: int | None = Field(None, ge=1, description="its layers; 3 (patch), 4 (blur)")
+    loss: Literal["hinge", "vanilla", "non_saturating"] = Field(
+        "hinge", description="the discriminator's; the tokenizer's is always non-saturating"
+    )
+    weight: float = Field(0.1, ge=0, description="on the tokenizer's adversarial term")
+    adaptive: bool = Field(
+        False, description="times the ratio of gradients at the decoder's last layer"
+    )
+    lecam_weight: float = Field(0.05, ge=0)
+    lecam_decay: Decay = 0.999
+    start: int = Field(0, ge=0, description="step from which on the adversarial term counts")
+    ramp: int = Field(0, ge=0, description="steps of its linear rise from there")
+    warmup: int = Field(0, ge=0, description="steps before `start` that the discriminator trains")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> GanConfig:
+        if self.warmup > self.start:
+            raise ValueError(f"warmup={self.warmup} must be at most start={self.start}")
+        return self
 
 
 class RunConfig(Settings):
@@ -149,11 +224,28 @@ class RunConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights")
+    ema: Decay = Field(0.999, description="decay of the averaged weights")
     init: str | None = Field(None, description="model to start from: shipped name, folder, Hub id")
+    freeze: Literal["encoder", "decoder"] | None = Field(
+        None, description="part that is not trained; the quantizer goes with the encoder"
+    )
+    accumulate: int = Field(1, ge=1, description="parts a process cuts its share of a batch into")
+    sharded: bool = Field(False, description="cut weights over the processes (FSDP)")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in backward instead of keeping them"
+    )
+    compile: bool = Field(False, description="torch.compile the networks")
+    channels_last: bool = Field(False, description="memory format of the networks")
+    max_skipped: int = Field(10, ge=1, description="steps in a row with NaN that end the run")
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",), description="of Accelerate: tensorboard, wandb, trackio, ..."
+    )
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    export: Literal["best", "newest"] = Field(
+        "best", description="which of the validated models is left in the run's model/"
+    )
     sample_every: int = Field(1000, ge=1, description="a picture of reconstructions")
     validate_every: int = Field(1000, ge=1)
 
@@ -161,6 +253,7 @@ class RunConfig(Settings):
 _WHOLE_RUN = {
     "data": ("train", "val", "cache"),
     "loss": ("perceptual", "perceptual_weights"),
+    "gan": ("discriminator", "width", "depth", "lecam_decay"),
 }
 """What is opened once, before the first step, and so can't change with a phase."""
 
@@ -175,8 +268,10 @@ class Phase(Settings):
     @classmethod
     def _changeable(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
-            if key.split(".")[0] not in ("data", "loss", "optimizer"):
-                raise ValueError(f"a phase may set data.*, loss.* and optimizer.*, not {key!r}")
+            if key.split(".")[0] not in ("data", "loss", "optimizer", "gan"):
+                raise ValueError(
+                    f"a phase may set data.*, loss.*, optimizer.* and gan.*, not {key!r}"
+                )
         return value
 
 
@@ -187,6 +282,7 @@ class TrainConfig(Settings):
     data: DataConfig
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    gan: GanConfig | None = None
     run: RunConfig
     phases: tuple[Phase, ...] = ()
 
@@ -199,8 +295,27 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"the last phase ends at step {ends[-1]}, before run.steps={self.run.steps}"
             )
-        if self.model.generative:
-            raise ValueError("model.generative=True: the first stage trains without noise")
+        if self.gan and self.gan.adaptive and self.loss.perceptual_every > 1:
+            raise ValueError(
+                "gan.adaptive=True compares whole gradients and needs loss.perceptual_every=1, not "
+                f"{self.loss.perceptual_every}; or set gan.adaptive=false"
+            )
+        if self.gan and self.gan.adaptive and self.run.freeze == "decoder":
+            raise ValueError(
+                "gan.adaptive=True looks at the decoder's last layer, which run.freeze='decoder' "
+                "keeps from training; set gan.adaptive=false"
+            )
+        if self.gan and self.gan.adaptive and self.run.sharded:
+            raise ValueError(
+                "gan.adaptive=True can't see a layer that run.sharded=True cuts up; set "
+                "gan.adaptive=false"
+            )
+        if self.run.sharded and self.run.precision == "fp16":
+            raise ValueError("run.precision='fp16' can't be sharded; set run.precision=bf16")
+        if self.data.batch % self.run.accumulate:
+            raise ValueError(
+                f"run.accumulate={self.run.accumulate} must divide data.batch={self.data.batch}"
+            )
         if self.data.crop % self.model.factor:
             raise ValueError(
                 f"data.crop={self.data.crop} must be a multiple of the model's factor "
@@ -221,8 +336,11 @@ class TrainConfig(Settings):
             tree = merge(tree, change)
         config = validate(TrainConfig, tree)
         for block, names in _WHOLE_RUN.items():
-            for name in names:
-                if getattr(getattr(config, block), name) != getattr(getattr(self, block), name):
+            mine, theirs = getattr(self, block), getattr(config, block)
+            if (mine is None) != (theirs is None):
+                raise WetokError(f"{block} is of the whole run; set it outside phases too")
+            for name in names if mine is not None else ():
+                if getattr(mine, name) != getattr(theirs, name):
                     raise WetokError(f"{block}.{name} is of the whole run; set it outside phases")
         return config
 

@@ -136,7 +136,10 @@ def test_a_run_in_the_way_and_resume(call: Call) -> None:
         (["tiny.yaml", "phases=[{until: 9, set: {data.cropp: 8}}]"], "did you mean 'crop'?"),
         (["tiny.yaml", "phases=[{until: 9, set: {run.seed: 8}}]"], "not 'run.seed'"),
         (["tiny.yaml", "phases=[{until: 9, set: {data.val: x}}]"], "data.val is of the whole run"),
-        (["tiny.yaml", "model.generative=true"], "the first stage trains without noise"),
+        (["tiny.yaml", "run.trackers=[tensorbored]"], "no tracker 'tensorbored'; did you mean"),
+        (["tiny.yaml", "run.trackers=[clearml]"], "'clearml' is not installed: pip install"),
+        (["tiny.yaml", "gan.depth=4"], "data.crop=16: the discriminator needs at least 48"),
+        (["tiny.yaml", "data.train={path: x, wieght: 2}"], "data.train: unknown setting 'wieght'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -60,7 +60,7 @@ def difference(power: int) -> float:
 
 def test_the_defaults_are_the_released_weights(loss: Loss, lpips: LPIPS) -> None:
     """Open-MAGVIT2's and WeTok's: 1 L1 + 1 LPIPS + 0.25 commitment + 0.1 (token - 1 codebook)."""
-    total, terms = loss()
+    total, _, terms = loss()
     distance = lpips(images(1), images(0)).double().mean().item()
     expected = difference(1) + distance + 0.25 * COMMITMENT + 0.1 * (TOKEN - CODEBOOK)
     assert total.item() == pytest.approx(expected, abs=1e-6)
@@ -77,7 +77,7 @@ def test_the_defaults_are_the_released_weights(loss: Loss, lpips: LPIPS) -> None
 
 
 def test_every_weight_weighs_its_term(loss: Loss, lpips: LPIPS) -> None:
-    total, terms = loss(
+    total, _, terms = loss(
         reconstruction="l2",
         reconstruction_weight=2,
         perceptual_weight=3,
@@ -100,7 +100,7 @@ def test_a_sure_choice_and_a_full_codebook_are_rewarded(loss: Loss) -> None:
     """The token entropy is to fall and the codebook entropy to rise."""
     token = torch.tensor(TOKEN, requires_grad=True)
     codebook = torch.tensor(CODEBOOK, requires_grad=True)
-    total, terms = loss(entropies=(token, codebook), codebook_weight=2)
+    total, _, terms = loss(entropies=(token, codebook), codebook_weight=2)
     total.backward()
     assert token.grad is not None and codebook.grad is not None
     assert token.grad.item() == pytest.approx(0.1)
@@ -109,7 +109,7 @@ def test_a_sure_choice_and_a_full_codebook_are_rewarded(loss: Loss) -> None:
 
 
 def test_without_entropies(loss: Loss) -> None:
-    total, terms = loss(entropies=(None, None), perceptual_weight=0)
+    total, _, terms = loss(entropies=(None, None), perceptual_weight=0)
     assert total.item() == pytest.approx(difference(1) + 0.25 * COMMITMENT, rel=1e-6)
     assert terms.keys() == {"l1", "commitment"}
 
@@ -141,7 +141,7 @@ def test_the_gradient_reaches_the_reconstruction(loss: Loss) -> None:
 
 def test_a_half_precision_reconstruction_is_compared_in_float32(loss: Loss) -> None:
     again = images(1).to(torch.bfloat16)
-    total, terms = loss(again=again, perceptual_weight=0)
+    total, _, terms = loss(again=again, perceptual_weight=0)
     assert total.dtype == terms["l1"].dtype == torch.float32
     expected = (images(0).double() - again.double()).abs().mean().item()
     assert terms["l1"].item() == pytest.approx(expected, rel=1e-6)

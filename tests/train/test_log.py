@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,17 @@ def test_a_line_has_means_since_the_line_before(tmp_path: Path) -> None:
     log.add(result(loss=1.0, lpips=0.5, ids=1), images=4, seconds=1.0, waited=0.5)
     log.add(result(loss=2.0), images=4, seconds=3.0, waited=0.5)
     log.add(result(loss=6.0, lpips=0.25, rate=2e-3), images=2, seconds=1.0, waited=0.0)
-    record = log.line(3, seconds=77.04)
+    broken = result(loss=math.nan, ids=7, rate=2e-3)._replace(broken="loss")
+    log.add(broken, images=0, seconds=0.0, waited=0.0)  # of which nothing counts but its time
+    record = log.line(3, seconds=77.04, skipped=1)
+    assert 10 < record["memory_mb"] < 100_000
     assert record == {
         "step": 3,
         "loss": 3.0,
         "lpips": 0.375,  # of the two steps that had it
         "lr": 2e-3,
+        "skipped": 1,
+        "memory_mb": record["memory_mb"],
         "images_per_second": 2.0,
         "data_wait": 0.2,
         "usage": [0.25, 0.25],  # 2 of 8 codes

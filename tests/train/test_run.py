@@ -24,9 +24,10 @@ from wetok.data.images import to_pil
 from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
 from wetok.train import loop
-from wetok.train.loop import Run, choose_device
+from wetok.train.loop import Run
+from wetok.train.processes import choose_device
 from wetok.train.state import checkpoints
-from wetok.train.step import train_step
+from wetok.train.step import Batch, train_step
 from wetok.train.validate import ValidationSet
 
 
@@ -76,7 +77,7 @@ def everything(run: Run) -> dict[str, torch.Tensor]:
         elif isinstance(value, torch.Tensor):
             flat[name] = value.detach().clone()
 
-    tree = run.state._tree()
+    tree = run.state.tree()
     walk("state", {**tree, "samples": torch.tensor(run.state.samples)})
     return flat
 
@@ -117,7 +118,7 @@ def test_a_run_from_a_recipe_to_a_model(
     assert [record["step"] for record in training] == [1, 2, 3, 4, 5, 6]
     assert training == watcher.records
     names = {"step", "loss", "l1", "commitment", "token_entropy", "codebook_entropy"}
-    names |= {"gradient_norm", "lr", "images_per_second", "data_wait"}
+    names |= {"gradient_norm", "lr", "images_per_second", "data_wait", "skipped", "memory_mb"}
     assert training[0].keys() == names | {"usage", "dead_bits", "usage_steps", "seconds"}
     assert len(training[0]["usage"]) == 2
     scored = [record for record in records if "validation" in record]
@@ -288,8 +289,9 @@ class Spy:
     def __init__(self) -> None:
         self.seen: list[tuple[Any, ...]] = []
 
-    def __call__(self, state: Any, objective: Any, config: TrainConfig, image: Any) -> Any:
-        result = train_step(state, objective, config, image)
+    def __call__(self, state: Any, objective: Any, config: TrainConfig, parts: Any) -> Any:
+        result = train_step(state, objective, config, parts)
+        ((image, _),) = parts
         (group,) = state.optimizer.param_groups
         quantizer = state.network.quantizer
         self.seen.append(
@@ -383,8 +385,9 @@ def test_lpips_in_a_phase(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(WetokError, match="data.crop=16: LPIPS alex needs at least 31"):
         Run(recipe({**changes, "data.crop": 16}), tmp_path / "small", Watcher())
     monkeypatch.setenv("WETOK_CACHE", str(tmp_path / "empty"))
-    with pytest.raises(WetokError, match="lpips-alex is not on this machine"):
-        Run(recipe({**changes, "loss.perceptual_weights": None}), tmp_path / "none", Watcher())
+    absent = {**changes, "loss.perceptual_weights": None, "loss.perceptual": "vgg"}
+    with pytest.raises(WetokError, match="lpips-vgg is not on this machine"):
+        Run(recipe(absent), tmp_path / "none", Watcher())
     unused = [{"until": 6}, {"until": 9, "set": {"loss.perceptual_weight": 1}}]
     Run(recipe({"phases": unused}), tmp_path / "unused", Watcher())  # a phase beyond the end
 
@@ -401,8 +404,8 @@ def test_unreadable_images_are_skipped_and_told(
     skipped = [event for event in watcher.events if event.startswith("skipped: ")]
     assert len(skipped) == 2, "each once, however often its turn comes"
     assert any("2.png" in event for event in skipped) and any("5.png" in e for e in skipped)
-    logged = [record for record in lines(tmp_path / "run") if "skipped" in record]
-    assert {"skipped: " + record["skipped"] for record in logged} == set(skipped)
+    logged = [record for record in lines(tmp_path / "run") if "skipped_image" in record]
+    assert {"skipped: " + record["skipped_image"] for record in logged} == set(skipped)
     assert logged[0]["step"] < 20, "told when it happens, not at the end"
 
 
@@ -448,15 +451,37 @@ def test_a_damaged_checkpoint_names_the_way_out(recipe: Recipe, tmp_path: Path) 
     assert_same(run, whole)
 
 
-def test_nan_ends_the_run_and_leaves_the_last_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
-    run = Run(recipe({"run.checkpoint_every": 2}), tmp_path, watcher := Watcher())
+def test_nan_in_a_row_ends_the_run_and_leaves_the_last_checkpoint(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    changes = {"run.checkpoint_every": 2, "run.steps": 9, "run.max_skipped": 3}
+    run = Run(recipe(changes), tmp_path, watcher := Watcher())
     weight = run.state.network.decoder.conv_out.weight
     watcher.at[3] = lambda: weight.data.fill_(float("nan"))
-    with pytest.raises(WetokError, match="^l1 is NaN or infinite at step 3"):
+    with pytest.raises(WetokError, match="^l1 is NaN or infinite at step 5, .* last 3 steps"):
         run.train()
     (path,) = checkpoints(tmp_path / "checkpoints")
     assert path.name == "step-00000002"
+    told = [event for event in watcher.events if "not taken" in event]
+    assert len(told) == 2 and told[0].startswith("step 4 not taken: l1 is NaN or infinite (1 so")
+    assert [line["step"] for line in lines(tmp_path) if line.get("not_taken") == "l1"] == [4, 5]
     assert train(recipe(), tmp_path, resume=True).state.step == 6
+
+
+def test_a_run_goes_on_after_a_broken_step(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil_one(state: Any, objective: Any, config: TrainConfig, parts: Any) -> Any:
+        if state.step == 2:
+            parts = [Batch(part.image * float("nan")) for part in parts]
+        return train_step(state, objective, config, parts)
+
+    monkeypatch.setattr(loop, "train_step", spoil_one)
+    run = train(recipe({"gan": {"width": 8, "depth": 1}}), tmp_path, watcher := Watcher())
+    assert run.state.step == 6 and run.state.skipped == 1 and run.state.skipped_in_a_row == 0
+    assert [record["skipped"] for record in watcher.records] == [0, 0, 1, 1, 1, 1]
+    assert [record["loss"] is None for record in watcher.records] == [n == 2 for n in range(6)]
+    assert all(tensor.isfinite().all() for tensor in everything(run).values())
 
 
 def test_a_run_may_start_from_a_model(recipe: Recipe, tmp_path: Path) -> None:

@@ -44,15 +44,15 @@ def test_everything_comes_back_to_the_bit(recipe: Recipe, tmp_path: Path, precis
     torch.rand(7)
     path = state.save(tmp_path, keep=2)
     assert path == tmp_path / "step-00000003"
-    expected = state._tree()
+    expected = state.tree()
     expected_draw = torch.rand(5)
 
     other = trained(recipe, {"run.precision": precision}, steps=1, seed=9)
-    assert not same(other._tree(), expected)
+    assert not same(other.tree(), expected)
     other.load(path)
     assert torch.equal(torch.rand(5), expected_draw), "the generator goes on where it was"
     torch.set_rng_state(expected["rng"])  # type: ignore[arg-type]
-    assert same(other._tree(), expected)
+    assert same(other.tree(), expected)
     assert (other.step, other.samples, other.seconds, other.best) == (3, 6, 1.5, 0.25)
 
     # And both go on alike.
@@ -60,7 +60,7 @@ def test_everything_comes_back_to_the_bit(recipe: Recipe, tmp_path: Path, precis
     for one in (state, other):
         train_step(one, build(config)[1], config, batch(3))
     torch.set_rng_state(expected["rng"])  # type: ignore[arg-type]
-    assert same(state._tree(), other._tree())
+    assert same(state.tree(), other.tree())
 
 
 def test_the_layout_on_disk_does_not_change(recipe: Recipe, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_the_layout_on_disk_does_not_change(recipe: Recipe, tmp_path: Path) -> N
     path = trained(recipe).save(tmp_path, keep=1) / "state.pt"
     tree = torch.load(path, weights_only=True)
     assert tree.keys() == {
-        *("network", "ema", "optimizer", "scaler"),
-        *("step", "samples", "seconds", "best", "rng"),
+        *("network", "ema", "optimizer", "scaler", "rng"),
+        *("step", "samples", "seconds", "best", "skipped", "skipped_in_a_row"),
     }
     assert tree["ema"].keys() == {"average", "updates"}
     assert "encoder.down.0.block.0.conv1.weight" in tree["network"]
@@ -163,8 +163,8 @@ def test_a_damaged_file_ends_in_one_line(recipe: Recipe, tmp_path: Path) -> None
     data = (path / "state.pt").read_bytes()
     torch.save(torch.zeros(3), tmp_path / "tensor")
     torch.save({"network": {}}, tmp_path / "other")
-    torch.save({**state._tree(), "ema": {"average": 1, "updates": 2}}, tmp_path / "average")
-    torch.save({**state._tree(), "rng": torch.zeros(3)}, tmp_path / "rng")
+    torch.save({**state.tree(), "ema": {"average": 1, "updates": 2}}, tmp_path / "average")
+    torch.save({**state.tree(), "rng": torch.zeros(3)}, tmp_path / "rng")
     wrong = [data[:-100], data[: len(data) // 2], data[:100], b"", b"junk" * 1000, b"\x80\x02."]
     flipped = bytearray(data)
     flipped[data.index(state.network.encoder.conv_in.weight.detach().numpy().tobytes())] ^= 1

@@ -13,6 +13,9 @@ from wetok.config import WetokError
 from wetok.train.step import StepResult, train_step
 
 
+GAN = {"gan": {"width": 8, "depth": 1}}
+
+
 def weights(module: torch.nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in module.parameters()]
 
@@ -32,7 +35,8 @@ def test_a_step_is_adam_on_the_objective(recipe: Recipe) -> None:
     config = recipe({"loss.entropy": "grouped"})
     state, objective = build(config)
     reference, _ = build(config)
-    image, again = batch(0), reference.network(batch(0))
+    ((image, _),) = batch(0)
+    again = reference.network(image)
     quantized = again.quantized
     difference = (again.image - image).abs().mean()
     loss = (
@@ -41,7 +45,7 @@ def test_a_step_is_adam_on_the_objective(recipe: Recipe) -> None:
         + 0.1 * (quantized.token_entropy - quantized.codebook_entropy)
     )
     loss.backward()
-    result = train_step(state, objective, config, image)
+    result = train_step(state, objective, config, batch(0))
     assert isinstance(result, StepResult)
     assert result.rate == config.optimizer.lr and state.step == 1
     assert torch.equal(result.ids, quantized.ids)
@@ -105,10 +109,11 @@ def test_half_precision_is_near_float32(recipe: Recipe) -> None:
 def test_nan_leaves_the_weights_untouched(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, term: str, value: float
 ) -> None:
-    config = recipe()
+    config = recipe({**GAN, "run.max_skipped": 2})
     state, objective = build(config)
     train_step(state, objective, config, batch(0))
     before, averages = weights(state.network), weights_of_average(state)
+    judge = weights(state.adversary)
     forward = objective.forward
 
     def spoiled(image: torch.Tensor, again: torch.Tensor, *losses: Any) -> Any:
@@ -123,16 +128,25 @@ def test_nan_leaves_the_weights_untouched(
         return forward(image, again, *given)
 
     monkeypatch.setattr(objective, "forward", spoiled)
-    with pytest.raises(WetokError, match=f"^{term} is NaN or infinite at step 1,.*optimizer.lr"):
-        train_step(state, objective, config, batch(1))
+    remembered = state.adversary.remembered()
+    assert train_step(state, objective, config, batch(1)).broken == term
     assert equal(weights(state.network), before)
+    assert equal(weights(state.adversary), judge)
+    assert equal(state.adversary.remembered(), remembered)
     assert equal(weights_of_average(state), averages)
-    assert state.step == 1 and state.ema.updates == 1
+    assert (state.step, state.ema.updates) == (2, 1)
+    assert (state.skipped, state.skipped_in_a_row) == (1, 1)
+    with pytest.raises(WetokError, match=f"^{term} is NaN or infinite at step 2,.*optimizer.lr"):
+        train_step(state, objective, config, batch(1))
 
     # And the next good batch goes on from there, as if nothing had been.
     monkeypatch.undo()
-    train_step(state, objective, config, batch(1))
-    assert equal(weights(state.network), weights(run(recipe, 2)[0].network))
+    assert train_step(state, objective, config, batch(1)).broken is None
+    assert (state.skipped, state.skipped_in_a_row) == (2, 0)
+    whole = run(recipe, 2, GAN)[0]
+    assert equal(weights(state.network), weights(whole.network))
+    assert equal(weights(state.adversary), weights(whole.adversary))
+    assert equal(state.adversary.remembered(), whole.adversary.remembered())
 
 
 def weights_of_average(state: Any) -> list[torch.Tensor]:

@@ -54,7 +54,7 @@ def test_scores_are_means_over_the_images(folder: Path, recipe: Recipe) -> None:
 def test_a_perfect_reconstruction_has_a_finite_score(
     folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wetok.train.validate.reconstruct", lambda network, images: images)
+    monkeypatch.setattr("wetok.train.validate.reconstruct", lambda network, images, **_: images)
     scores = ValidationSet(folder, 4).score(build(recipe())[0].network, None)
     assert scores["l1"] == 0 and 140 < scores["psnr"] < 160
 
@@ -66,7 +66,7 @@ def test_the_side_is_a_multiple_of_the_factor(folder: Path) -> None:
 
 def test_one_image_does_not_change_another_and_training_goes_on(recipe: Recipe) -> None:
     network = build(recipe())[0].network
-    images = torch.cat([batch(0), batch(1)])
+    images = torch.cat([batch(0)[0].image, batch(1)[0].image])
     together = reconstruct(network, images)
     assert torch.equal(together[2:3], reconstruct(network, images[2:3]))
     assert together.abs().max() <= 1 and not together.requires_grad

@@ -14,8 +14,9 @@ from wetok.config import TrainConfig, assign, validate
 from wetok.losses.objective import ReconstructionObjective
 from wetok.model.network import TokenizerNetwork
 from wetok.model.quantizer import GroupedQuantizer
-from wetok.train.optimizers import build_optimizer
+from wetok.train.adversary import Adversary
 from wetok.train.state import TrainState
+from wetok.train.step import Batch
 
 Recipe = Callable[..., TrainConfig]
 
@@ -40,7 +41,7 @@ def tiny_tree(pictures: Path, changes: dict[str, Any] | None = None) -> dict[str
         "data": {"train": str(pictures), "crop": 16, "batch": 2, "workers": 0},
         "loss": {"perceptual_weight": 0},
         "optimizer": {"lr": 1e-3},
-        "run": {"steps": 6, "log_every": 1, "device": "cpu", "ema": 0.9},
+        "run": {"steps": 6, "log_every": 1, "device": "cpu", "ema": 0.9, "trackers": []},
     }
     for key, value in (changes or {}).items():
         assign(tree, key, value)
@@ -58,10 +59,12 @@ def build(config: TrainConfig, seed: int = 0) -> tuple[TrainState, Reconstructio
         config.model.bits, config.model.groups, entropy=config.loss.entropy
     )
     network = TokenizerNetwork(config.model, quantizer).train()
-    optimizer = build_optimizer(config.optimizer, network.parameters())
-    return TrainState(network, optimizer, config), ReconstructionObjective(config.loss, None)
+    adversary = Adversary(config.gan, config.run.accumulate).train() if config.gan else None
+    state = TrainState(network, config, adversary)
+    return state, ReconstructionObjective(config.loss, None)
 
 
-def batch(step: int, size: int = 16) -> torch.Tensor:
-    """[2,3,size,size] in [-1,1], the same for the same step."""
-    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(step)) * 2 - 1
+def batch(step: int, size: int = 16) -> list[Batch]:
+    """One part: images [2,3,size,size] in [-1,1], the same for the same step."""
+    image = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    return [Batch(image)]

@@ -1,4 +1,4 @@
-"""The first stage's objective: reconstruction, LPIPS, commitment and the two entropies."""
+"""The objective without its adversarial term: reconstruction, LPIPS, commitment, two entropies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wetok.config import LossConfig, WetokError
+from wetok.distributed import all_reduce_sum_
 from wetok.losses.perceptual import LPIPS
 
 
@@ -16,12 +17,18 @@ class Objective(NamedTuple):
     """The number to minimise, and what it is made of."""
 
     total: Tensor
+    reconstruction: Tensor
+    """The part of it that compares images; the adaptive adversarial weight looks at this one."""
     terms: dict[str, Tensor]
     """Each term before its weight, detached; the names are those of the log."""
 
 
 class ReconstructionObjective(nn.Module):
     """L = w_r |x - y| + w_p LPIPS + w_c commitment + w_e (token - w_b codebook entropy).
+
+    w_e is enlarged at the start of a run where `entropy_boost` says so, see `entropy_weight`. With
+    a frozen encoder the quantizer has no losses, and only the first two terms are left (the
+    released second stage).
 
     Source: WeTok's total loss without its adversarial term; defaults of `LossConfig` are the
     released weights. The entropy part is often negative: it falls as the codebook entropy,
@@ -43,7 +50,7 @@ class ReconstructionObjective(nn.Module):
         self,
         image: Tensor,
         reconstruction: Tensor,
-        commitment: Tensor,
+        commitment: Tensor | None,
         token_entropy: Tensor | None,
         codebook_entropy: Tensor | None,
         step: int,
@@ -57,23 +64,40 @@ class ReconstructionObjective(nn.Module):
         terms: dict[str, Tensor] = {
             config.reconstruction: difference(reconstruction.float(), image.float())
         }
-        total = config.reconstruction_weight * terms[config.reconstruction]
+        compared = config.reconstruction_weight * terms[config.reconstruction]
         if self.lpips and config.perceptual_weight and step % config.perceptual_every == 0:
             terms["lpips"] = self.lpips(reconstruction, image).mean()
             # Weighed up for the steps that go without, so that its mean weight is as set.
-            total = total + config.perceptual_weight * config.perceptual_every * terms["lpips"]
-        terms["commitment"] = commitment
-        total = total + config.commitment_weight * commitment
+            every = config.perceptual_every
+            compared = compared + config.perceptual_weight * every * terms["lpips"]
+        total = compared
+        if commitment is not None:
+            terms["commitment"] = commitment
+            total = total + config.commitment_weight * commitment
         if token_entropy is not None and codebook_entropy is not None:
             terms["token_entropy"] = token_entropy
             terms["codebook_entropy"] = codebook_entropy
-            total = total + config.entropy_weight * (
+            total = total + entropy_weight(config, step) * (
                 token_entropy - config.codebook_weight * codebook_entropy
             )
-        return Objective(total, {name: term.detach() for name, term in terms.items()})
+        return Objective(total, compared, {name: term.detach() for name, term in terms.items()})
+
+
+def entropy_weight(config: LossConfig, step: int) -> float:
+    """Weight of the entropy part at `step`: (1 + boost (1 - step / boost steps)) times its own.
+
+    The released code's early enlargement, by `entropy_boost` = 3 over 2000 steps there (and off in
+    its published settings, as here).
+    """
+    rest = max(0.0, 1 - step / config.entropy_boost_steps)
+    return config.entropy_weight * (1 + config.entropy_boost * rest)
 
 
 def first_broken(terms: dict[str, Tensor]) -> str | None:
-    """The name of the first scalar that is NaN or infinite, if any; one read from the device."""
-    finite = torch.stack([term.detach().float() for term in terms.values()]).isfinite().tolist()
-    return next((name for name, fine in zip(terms, finite, strict=True) if not fine), None)
+    """The name of the first scalar that is NaN or infinite on any rank; one read from the device.
+
+    Every rank must call it, with the same names.
+    """
+    values = torch.stack([term.detach().float() for term in terms.values()])
+    broken = all_reduce_sum_((~values.isfinite()).float()).tolist()
+    return next((name for name, ranks in zip(terms, broken, strict=True) if ranks), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-6
 """Of every norm in these networks."""
@@ -31,7 +32,13 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through 1x1 where the width changes)."""
+    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through 1x1 where the width changes).
+
+    With `recompute`, a training pass keeps only its input and computes the rest again in backward:
+    less memory, about a third more time.
+    """
+
+    recompute = False
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -45,6 +52,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,C_in,H,W] -> [B,C_out,H,W]."""
+        if self.recompute and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._forward, x, use_reentrant=False)
+            return result
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         return y + (x if self.same_width else self.nin_shortcut(x))

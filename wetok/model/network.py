@@ -12,6 +12,7 @@ from wetok.config import ModelConfig, WetokError
 from wetok.model.decoder import Decoder
 from wetok.model.encoder import Encoder
 from wetok.model.entropy import MAX_GROUP_BITS
+from wetok.model.layers import ResidualBlock
 from wetok.model.quantizer import GroupedQuantizer, Quantized
 
 
@@ -48,6 +49,12 @@ class TokenizerNetwork(nn.Module):
         """image [B,3,H,W] in [-1,1], H and W multiples of the factor."""
         quantized = self.quantizer(self.encoder(image))
         return Reconstruction(self.decoder(quantized.code, noise), quantized)
+
+    def recompute(self, on: bool) -> None:
+        """Whether residual blocks compute their activations again in backward (to save memory)."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.recompute = on
 
     @torch.no_grad()
     def decode(self, code: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wetok.config import WetokError
+from wetok.distributed import all_reduce_sum_
 
 EXACT_BITS = 16
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # odd and irregular, as a signed 64-bit number
@@ -87,6 +88,13 @@ class UsageCounter:
         codes = codes + torch.arange(self.groups, device=codes.device)[:, None] * size
         flat = codes.flatten()  # not bincount: on a GPU it waits for the device
         self.counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
+
+    def total(self) -> UsageCounter:
+        """A counter of what all processes have counted; every rank must call it."""
+        total = UsageCounter(self.groups, self.group_bits)
+        total.counts = all_reduce_sum_(self.counts.clone())
+        total._seen = all_reduce_sum_(self._seen.long()) > 0
+        return total
 
     def usage(self) -> list[float]:
         """Share of codes (beyond 16 bits: of buckets) seen so far, one number in [0, 1] a group."""

@@ -8,11 +8,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wetok.train.sharding import local, placed
+
 
 class EMA:
-    """A slow copy of a network's parameters: average += (1 - decay) (parameter - average).
+    """A slow copy of a network's trained parameters: average += (1 - decay) (parameter - average).
 
-    The decay grows with the updates made, min(decay, (1 + n) / (10 + n)), so that the first
+    Frozen parameters are their own average and have none here. Sharded ones are averaged shard by
+    shard. The decay grows with the updates made, min(decay, (1 + n) / (10 + n)), so that the first
     random weights are soon forgotten (as the released code does).
     """
 
@@ -22,6 +25,7 @@ class EMA:
         self.average = {
             name: parameter.detach().clone().float()
             for name, parameter in network.named_parameters()
+            if parameter.requires_grad
         }
 
     @torch.no_grad()
@@ -31,15 +35,16 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         parameters = dict(network.named_parameters())
         torch._foreach_lerp_(
-            list(self.average.values()),
-            [parameters[name].detach().float() for name in self.average],
+            [local(average) for average in self.average.values()],
+            [local(parameters[name].detach()).float() for name in self.average],
             1 - decay,
         )
 
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Within the block `network` has the averaged weights; after it, its own again."""
-        own = {name: p.detach().clone() for name, p in network.named_parameters()}
+        parameters = dict(network.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.average}
         try:
             _assign(network, self.average)
             yield
@@ -48,7 +53,7 @@ class EMA:
 
     def state_dict(self) -> dict[str, object]:
         """Averages and the count of updates, for a checkpoint."""
-        return {"average": dict(self.average), "updates": self.updates}
+        return {"average": {**self.average}, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Takes over what `state_dict` gave.
@@ -63,11 +68,12 @@ class EMA:
         if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
             raise ValueError("the averaged weights are another network's")
         for name, tensor in average.items():
-            self.average[name].copy_(tensor)
+            self.average[name].copy_(placed(tensor, self.average[name]))
         self.updates = updates
 
 
 @torch.no_grad()
 def _assign(network: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.copy_(values[name])
+    parameters = dict(network.named_parameters())
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from wetok.checkpoint import written_beside
+from wetok.distributed import all_reduce_mean, rank
 from wetok.model.usage import UsageCounter
 from wetok.train.step import StepResult
 
@@ -26,7 +29,9 @@ class RunLog:
     def __init__(
         self, path: Path, groups: int, group_bits: int, step: int = 0, validated: bool = True
     ) -> None:
-        _trim(path, step, validated)
+        self._writes = rank() == 0
+        if self._writes:
+            _trim(path, step, validated)
         self.path = path
         self._counter = UsageCounter(groups, group_bits)
         self._counted = 0
@@ -38,14 +43,19 @@ class RunLog:
         self._images, self._seconds, self._waited = 0, 0.0, 0.0
 
     def add(self, result: StepResult, images: int, seconds: float, waited: float) -> None:
-        """Counts a step of so many `images` that took `seconds`, `waited` of them for data."""
-        for name, term in result.terms.items():
-            before, count = self._sums.get(name, (0, 0))
-            self._sums[name] = (term + before, count + 1)
+        """Counts a step of so many `images` that took `seconds`, `waited` of them for data.
+
+        Of one that was not taken, its time only.
+        """
         self._images += images
         self._seconds += seconds
         self._waited += waited
         self._rate = result.rate
+        if result.broken:
+            return
+        for name, term in result.terms.items():
+            before, count = self._sums.get(name, (0, 0))
+            self._sums[name] = (term + before, count + 1)
         self._counter.update(result.ids)
         self._counted += 1
         if self._counted == USAGE_STEPS:
@@ -53,21 +63,25 @@ class RunLog:
             self._counter.reset()
             self._counted = 0
 
-    def line(self, step: int, seconds: float) -> dict[str, Any]:
-        """Writes and returns the line of `step`, `seconds` into the run.
+    def line(self, step: int, seconds: float, skipped: int = 0) -> dict[str, Any]:
+        """Writes and returns the line of `step`, `seconds` into the run; every rank must call it.
 
-        Losses are means over the steps since the line before (LPIPS: over those that had it),
-        null where one is infinite; usage is of the last full window of 100 steps, or of the steps
-        so far until there is one.
+        Losses are means over all processes and the steps since the line before (LPIPS: over those
+        that had it), null where one is infinite or no step was taken; usage is of the last full
+        window of 100 steps, or of the steps so far until there is one; `skipped` counts the steps
+        not taken in the whole run.
         """
-        record: dict[str, Any] = {"step": step}
-        for name, (total, count) in self._sums.items():
-            mean = float(total) / count
-            record[name] = float(f"{mean:.6g}") if abs(mean) < float("inf") else None
+        record: dict[str, Any] = {"step": step, "loss": None}
+        if self._sums:
+            means = torch.stack([total / count for total, count in self._sums.values()])
+            for name, mean in zip(self._sums, all_reduce_mean(means).tolist(), strict=True):
+                record[name] = float(f"{mean:.6g}") if abs(mean) < float("inf") else None
         record |= {
             "lr": self._rate,
+            "skipped": skipped,
             "images_per_second": round(self._images / self._seconds, 2),
             "data_wait": round(self._waited / self._seconds, 4),
+            "memory_mb": round(peak_memory() / 2**20),
             **(self._window or self._usage()),
             "seconds": round(seconds, 1),
         }
@@ -77,15 +91,30 @@ class RunLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line of its own; with a `step`, by which a resumed run knows what to remove."""
+        if not self._writes:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _usage(self) -> dict[str, Any]:
+        total = self._counter.total()
         return {
-            "usage": [round(share, 4) for share in self._counter.usage()],
-            "dead_bits": self._counter.dead_bits(),
+            "usage": [round(share, 4) for share in total.usage()],
+            "dead_bits": total.dead_bits(),
             "usage_steps": self._counted,
         }
+
+
+def peak_memory() -> int:
+    """Bytes that this process had at most: on an accelerator, else in main memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":  # which has no such count
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _trim(path: Path, step: int, validated: bool) -> None:

@@ -10,26 +10,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from wetok.checkpoint import Precision, load_network, save_folder
-from wetok.config import ModelConfig, TrainConfig, WetokError
+from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
 from wetok.data.loader import TrainLoader
-from wetok.data.sources import ImageFolder
+from wetok.data.opening import open_source
+from wetok.data.sources import Source
 from wetok.data.transforms import RandomCrop
 from wetok.losses.objective import ReconstructionObjective
 from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
 from wetok.model.quantizer import GroupedQuantizer
+from wetok.train.adversary import Adversary
 from wetok.train.log import RunLog
-from wetok.train.optimizers import build_optimizer
-from wetok.train.samples import write_grid
+from wetok.train.noise import training_noise
+from wetok.train.processes import Processes
+from wetok.train.samples import grid, write_picture
+from wetok.train.sharding import whole
 from wetok.train.state import TrainState, checkpoints
-from wetok.train.step import train_step
+from wetok.train.step import Batch, StepResult, train_step
+from wetok.train.trackers import Trackers
 from wetok.train.validate import ValidationSet, reconstruct
 from wetok.weights import find
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 _SHOWN = 8
 """Images of a samples picture."""
@@ -46,48 +54,59 @@ class Watcher(Protocol):
 
 
 class Run:
-    """One training run in a folder of its own.
+    """One training run in a folder of its own, over one process or many.
 
     folder/config.json         the settings it was last started with
     folder/log.jsonl           one line a log step and a validation
     folder/checkpoints/step-N  all that a resume needs
     folder/samples/            grids of images and their reconstructions
+    folder/tensorboard/        what TensorBoard shows
     folder/model/              averaged weights with the best validation score so far (without a
-                               validation folder: the newest)
+                               validation folder, or with run.export=newest: the newest)
+
+    Only the first process writes and watches.
 
     Raises:
         WetokError: a run is in the folder and `resume` is not given, or none is and it is; its
             checkpoint is damaged or another network's; images, weights, device or `run.init`
-            can't be had.
+            can't be had; the batch can't be shared out.
     """
 
     def __init__(
         self, config: TrainConfig, folder: Path, watcher: Watcher, resume: bool = False
     ) -> None:
-        self.config, self.folder, self.watcher = config, folder, watcher
+        self.config, self.folder = config, folder
+        self.processes = Processes(config.run, folder)
+        self.watcher = watcher if self.processes.is_main else _Nobody()
+        self.device = self.processes.device
         newest = self._newest(resume)
-        self.device = choose_device(config.run.device)
         with _naming("data.train"):
-            self.source = ImageFolder(config.data.train, cache=config.data.cache)
+            self.source = _open(config)
+        self._check_shares()
         self.lpips = self._lpips()
         torch.manual_seed(config.run.seed)
         network = self._network(start_anew=newest is None)
-        self.state = TrainState(
-            network, build_optimizer(config.optimizer, network.parameters()), config
-        )
+        adversary = self._adversary()
+        self.state = TrainState(network, config, adversary, self.processes)
+        if config.run.compile:
+            for module in (network.encoder, network.decoder, adversary, self.lpips):
+                if module is not None:
+                    module.compile()
         if newest is not None:
             self.state.load(newest)
-            watcher.event(f"resumed from {newest}")
+            self.watcher.event(f"resumed from {newest}")
         self.validation: ValidationSet | None = None
         if config.data.val:
             with _naming("data.val"):
                 self.validation = ValidationSet(Path(config.data.val), config.model.factor)
             self._shown = self.validation.examples(_SHOWN)
         else:
-            with self._loader(config, batch=_SHOWN) as loader:
+            with self._loader(config, batch=_SHOWN, alone=True) as loader:
                 self._shown = next(loader)
         self._skipped: set[str] = set()
-        self._saved: int | None = None
+        self.saved = self.state.step if newest else None
+        """Step of the newest checkpoint."""
+        self._signalled = False
         self._stop = False
 
     def _newest(self, resume: bool) -> Path | None:
@@ -108,6 +127,15 @@ class Run:
                 f"{_differences(before, self.config.model)}; resume it with its own recipe"
             )
         return found[-1]
+
+    def _check_shares(self) -> None:
+        parts, world = self.config.run.accumulate, self.processes.world
+        for _, config in self.config.stretches():
+            if config.data.batch % (parts * world):
+                raise WetokError(
+                    f"data.batch={config.data.batch} can't be shared out to {world} processes in "
+                    f"run.accumulate={parts} parts: make it a multiple of {parts * world}"
+                )
 
     def _lpips(self) -> LPIPS | None:
         crops = [c.data.crop for _, c in self.config.stretches() if c.loss.perceptual_weight]
@@ -130,15 +158,34 @@ class Run:
         network = TokenizerNetwork(config.model, quantizers[0])
         if config.run.init and start_anew:
             start, _ = load_network(config.run.init)
+            if config.model.generative and not start.config.generative:
+                start = start.to_generative()
             if start.config != config.model:
                 raise WetokError(
                     f"run.init={config.run.init!r} is another model: "
                     f"{_differences(start.config, config.model)}"
                 )
             network.load_state_dict(start.state_dict())
-        return network.to(self.device).train()
+        network.recompute(config.run.activation_checkpointing)
+        return self._ready(network)
 
-    def _loader(self, config: TrainConfig, batch: int, workers: int = 0) -> TrainLoader[int]:
+    def _adversary(self) -> Adversary | None:
+        if self.config.gan is None:
+            return None
+        adversary = Adversary(self.config.gan, self.config.run.accumulate)
+        adversary.check_crop(min(config.data.crop for _, config in self.config.stretches()))
+        return self._ready(adversary)
+
+    def _ready(self, module: Trained) -> Trained:
+        """On the device, in the memory format of the settings, in training mode."""
+        module = module.to(self.device).train()
+        if self.config.run.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module
+
+    def _loader(
+        self, config: TrainConfig, batch: int, workers: int = 0, alone: bool = False
+    ) -> TrainLoader[Any]:
         data = config.data
         crop = RandomCrop(
             data.crop, data.scale, data.ratio, flip=0.5 if data.flip else 0, jitter=data.color
@@ -150,15 +197,18 @@ class Run:
             config.run.seed,
             transform=crop,
             workers=workers,
+            rank=0 if alone else self.processes.rank,
+            world=1 if alone else self.processes.world,
             draft=not data.cache,
         )
 
     def train(self) -> bool:
         """Runs to the last step; False when a signal ended it early (after a checkpoint)."""
         state, model, steps = self.state, self.config.model, self.config.run.steps
-        self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.config.model_dump_json(indent=2) + "\n"
-        (self.folder / "config.json").write_text(settings, encoding="utf-8")
+        if self.processes.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings = self.config.model_dump_json(indent=2) + "\n"
+            (self.folder / "config.json").write_text(settings, encoding="utf-8")
         self.log = RunLog(
             self.folder / "log.jsonl",
             model.groups,
@@ -166,80 +216,140 @@ class Run:
             state.step,
             validated=state.step < steps,
         )
+        self.trackers = Trackers(self.processes, self.config, self.folder.name, state.step)
         with self._stop_on_signal():
+            if state.step == 0 and self.config.run.init and self.validation:
+                self._validate()  # what it starts from
             while state.step < steps and not self._stop:
                 self._stretch()
             finished = state.step >= steps
             if finished:
                 self._sample()
-            if finished or state.step != self._saved:
+            if finished or (state.step != self.saved and not state.skipped_in_a_row):
                 self._checkpoint(validate=finished)
+        self.trackers.close()
         return finished
 
     def _stretch(self) -> None:
         """Steps until the settings change, the run ends or a signal comes."""
-        run, state = self.config.run, self.state
+        run, state, processes = self.config.run, self.state, self.processes
         end, config = next(s for s in self.config.stretches() if s[0] > state.step)
-        state.network.quantizer = _quantizer(config)
+        state.network.quantizer = _quantizer(config).train(run.freeze != "encoder")
         objective = ReconstructionObjective(config.loss, self.lpips)
         batch = config.data.batch
-        with self._loader(config, batch, config.data.workers) as loader:
+        part = batch // (processes.world * run.accumulate)
+        with self._loader(config, part, config.data.workers) as loader:
             loader.load_state_dict({"samples": state.samples})
             while state.step < end and not self._stop:
                 began = time.perf_counter()
-                image = next(loader).to(self.device, non_blocking=True)
+                images = [next(loader) for _ in range(run.accumulate)]
                 waited = time.perf_counter() - began
-                result = train_step(state, objective, config, image)
+                result = train_step(state, objective, config, self._parts(images))
                 state.samples += batch
                 seconds = time.perf_counter() - began
                 state.seconds += seconds
                 self.log.add(result, batch, seconds, waited)
+                self._tell_broken(result)
                 if state.step % run.log_every == 0 or state.step == end:
-                    self.watcher.step(self.log.line(state.step, state.seconds))
+                    record = self.log.line(state.step, state.seconds, state.skipped)
+                    self.trackers.log(record)
+                    self.watcher.step(record)
                     self._tell_skipped(loader.failures)
-                if state.step < run.steps:  # at the end all is due
+                # At the end all is due; and what keeps breaking may have broken weights.
+                if state.step < run.steps and not state.skipped_in_a_row:
                     if state.step % run.sample_every == 0:
                         self._sample()
                     validate = state.step % run.validate_every == 0
                     if validate or state.step % run.checkpoint_every == 0:
                         self._checkpoint(validate)
+                self._stop = processes.any(self._signalled)  # all after the same step
             self._tell_skipped(loader.failures)
 
+    def _parts(self, images: list[torch.Tensor]) -> list[Batch]:
+        """This process's micro-batches of a step, on its device, with noise where it is due."""
+        config, processes, parts = self.config.model, self.processes, []
+        number = self.state.samples + processes.rank
+        for image in images:
+            moved = image.to(self.device, non_blocking=True)
+            if self.config.run.channels_last:
+                moved = moved.contiguous(memory_format=torch.channels_last)
+            noise = None
+            if config.generative:
+                numbers = range(number, number + len(image) * processes.world, processes.world)
+                sides = (side // config.factor for side in image.shape[-2:])
+                shape = (config.bits, *sides)
+                noise = training_noise(self.config.run.seed, numbers, shape, moved)
+            number += len(image) * processes.world
+            parts.append(Batch(moved, noise))
+        return parts
+
+    def _tell_broken(self, result: StepResult) -> None:
+        if result.broken is None:
+            return
+        state = self.state
+        self.log.append({"step": state.step, "not_taken": result.broken})
+        self.watcher.event(
+            f"step {state.step} not taken: {result.broken} is NaN or infinite "
+            f"({state.skipped} so far; run.max_skipped={self.config.run.max_skipped} in a row end "
+            "the run)"
+        )
+
     def _tell_skipped(self, failures: dict[str, str]) -> None:
-        for name in failures.keys() - self._skipped:
-            self._skipped.add(name)
-            self.log.append({"step": self.state.step, "skipped": failures[name]})
-            self.watcher.event(f"skipped: {failures[name]}")
+        own = {name: reason for name, reason in failures.items() if name not in self._skipped}
+        self._skipped |= own.keys()
+        everyone: dict[str, str] = {}
+        for one in self.processes.gathered(own):
+            everyone |= one
+        for reason in everyone.values():
+            self.log.append({"step": self.state.step, "skipped_image": reason})
+            self.watcher.event(f"skipped: {reason}")
 
     def _sample(self) -> None:
         state = self.state
         with state.ema.applied(state.network):
             again = reconstruct(state.network, self._shown)
-        write_grid(self.folder / "samples" / f"step-{state.step:08d}.png", self._shown, again)
+        with self.processes.together():
+            if self.processes.is_main:
+                picture = grid(self._shown, again.cpu())
+                write_picture(self.folder / "samples" / f"step-{state.step:08d}.png", picture)
+                self.trackers.picture("samples", picture, state.step)
+
+    def _validate(self) -> float:
+        """Scores the averaged weights, tells them, and returns the one that chooses the best."""
+        assert self.validation is not None
+        state = self.state
+        with state.ema.applied(state.network):
+            scores = self.validation.score(state.network, self.lpips)
+        best = state.step > 0 and (state.best is None or scores["score"] < state.best)
+        self.log.append({"step": state.step, "validation": scores, "best": best})
+        self.trackers.log({"step": state.step, "validation": scores})
+        told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self.watcher.event(f"step {state.step}: {told}{' (best so far)' if best else ''}")
+        return scores["score"]
 
     def _checkpoint(self, validate: bool) -> None:
-        state = self.state
-        best = False
+        state, best = self.state, False
         if validate and self.validation:
-            with state.ema.applied(state.network):
-                scores = self.validation.score(state.network, self.lpips)
-            best = state.best is None or scores["score"] < state.best
-            if best:
-                state.best = scores["score"]
-            self.log.append({"step": state.step, "validation": scores, "best": best})
-            told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-            self.watcher.event(f"step {state.step}: {told}{' (best so far)' if best else ''}")
-        if best or (validate and not self.validation):
+            score = self._validate()
+            best = state.best is None or score < state.best
+            state.best = score if best else state.best
+        choosing = self.validation and self.config.run.export == "best"
+        if best if choosing else validate:
             self.export(self.folder / "model")
-        path = state.save(self.folder / "checkpoints", self.config.run.keep, best)
-        self._saved = state.step
+        with self.processes.together():
+            path = state.save(self.folder / "checkpoints", self.config.run.keep, best)
+        self.saved = state.step
         self.watcher.event(f"checkpoint {path}")
 
     def export(self, folder: Path, precision: Precision = "float32") -> None:
-        """Writes the averaged weights as a model folder."""
-        name = self.folder.resolve().name
-        with self.state.ema.applied(self.state.network):
-            save_folder(folder, self.state.network, name=name, precision=precision)
+        """Writes the averaged weights as a model folder; every process must call it."""
+        network = self.state.network
+        with self.state.ema.applied(network):
+            weights = whole(network.state_dict())
+            with self.processes.together():
+                if self.processes.is_main:
+                    name = self.folder.resolve().name
+                    save_folder(folder, _unsharded(network, weights), name, precision=precision)
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -257,7 +367,7 @@ class Run:
                 signal.signal(number, handler)
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._signalled = True
             restore()
 
         for number in before:
@@ -268,22 +378,14 @@ class Run:
             restore()
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU.
+class _Nobody:
+    """Watches nothing: for every process but the first."""
 
-    Raises:
-        WetokError: no such device here.
-    """
-    if name == "auto":
-        accelerator = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        return accelerator or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise WetokError(f"run.device={name!r} can't be used: {reason}; try 'auto'") from None
+    def step(self, record: dict[str, Any]) -> None:
+        pass
+
+    def event(self, text: str) -> None:
+        pass
 
 
 @contextmanager
@@ -293,6 +395,23 @@ def _naming(setting: str) -> Iterator[None]:
         yield
     except WetokError as error:
         raise WetokError(f"{setting}: {error}") from None
+
+
+def _open(config: TrainConfig) -> Source[Any]:
+    train = config.data.train
+    specs = [
+        one.model_dump(exclude_defaults=True) if isinstance(one, SourceConfig) else one
+        for one in (train if isinstance(train, tuple) else (train,))
+    ]
+    return open_source(specs, cache=config.data.cache)
+
+
+def _unsharded(network: TokenizerNetwork, weights: dict[str, torch.Tensor]) -> TokenizerNetwork:
+    """A network like `network` that holds `weights` themselves."""
+    with torch.device("meta"):
+        bare = TokenizerNetwork(network.config, network.quantizer)
+    bare.load_state_dict(weights, assign=True)
+    return bare
 
 
 def _quantizer(config: TrainConfig) -> GroupedQuantizer:

@@ -41,12 +41,14 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of `step` (0 is the first) in a run of `steps`.
 
     Linear warm-up over `warmup` steps, then constant (the default, WeTok's finding) or a half
-    cosine from lr to `final` x lr at the last step.
+    cosine from lr to `final` x lr at the last step. Each of `drops` that `step` has reached
+    multiplies all of it by `drop_factor`.
     """
+    peak = config.lr * config.drop_factor ** sum(step >= drop for drop in config.drops)
     if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+        return peak * (step + 1) / config.warmup
     if config.schedule == "constant":
-        return config.lr
+        return peak
     progress = (step - config.warmup) / max(1, steps - 1 - config.warmup)
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.lr * (config.final + (1 - config.final) * share)
+    return peak * (config.final + (1 - config.final) * share)

@@ -1,4 +1,4 @@
-"""All that a run needs to go on: weights, averages, optimizer, position, random state."""
+"""All that a run needs to go on: weights, averages, optimizers, position, random state."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import shutil
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from wetok.checkpoint import written_beside
 from wetok.config import TrainConfig, WetokError
+from wetok.distributed import rank
 from wetok.model.network import TokenizerNetwork
+from wetok.train.adversary import Adversary
 from wetok.train.ema import EMA
+from wetok.train.optimizers import build_optimizer
+from wetok.train.processes import Processes
+from wetok.train.sharding import placed, placed_optimizer, whole
 
 _FILE, _BEST = "state.pt", "best.json"
 
@@ -33,37 +40,107 @@ _DAMAGED = (
 
 
 class TrainState:
-    """A run's network and everything that changes beside it.
+    """A run's networks and everything that changes beside them.
 
-    `samples` is the data position: training crops taken so far, over all processes.
+    `network` and `adversary` are the modules; `called` and `judge` what to call them by in
+    training, which may be a wrapper that averages gradients over the processes.
+
+    Args:
+        adversary: given exactly where `config.gan` is.
+        processes: None for a single process, without Accelerate.
     """
 
     def __init__(
-        self, network: TokenizerNetwork, optimizer: torch.optim.Optimizer, config: TrainConfig
+        self,
+        network: TokenizerNetwork,
+        config: TrainConfig,
+        adversary: Adversary | None = None,
+        processes: Processes | None = None,
     ) -> None:
         device = next(network.parameters()).device
-        self.network = network
-        self.optimizer = optimizer
+        freeze(network, config.run.freeze)
+        self.network, self.adversary = network, adversary
+        self.called: nn.Module = network
+        self.judge: nn.Module | None = adversary.discriminator if adversary else None
+        if processes:
+            self.called = processes.wrap(network, sharded=True)
+            self.judge = processes.wrap(adversary.discriminator) if adversary else None
+        self.optimizer = build_optimizer(config.optimizer, network.parameters())
+        self.judge_optimizer = (
+            build_optimizer(config.gan.optimizer, adversary.parameters())
+            if config.gan and adversary
+            else None
+        )
         self.ema = EMA(network, config.run.ema)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.run.precision == "fp16")
+        enabled = config.run.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled)
+        self.judge_scaler = torch.amp.GradScaler(device.type, enabled=enabled)
         self.step = 0
         self.samples = 0
+        """The data position: training crops taken so far, over all processes."""
         self.seconds = 0.0
         """Time spent training, over all resumptions."""
         self.best: float | None = None
         """Lowest validation score so far."""
+        self.skipped = 0
+        """Steps that were not taken, as something was NaN or infinite."""
+        self.skipped_in_a_row = 0
+
+    def skip(self, broken: str, most: int) -> None:
+        """Counts a step that is not taken for the sake of the term `broken`.
+
+        Raises:
+            WetokError: it is the `most`-th in a row.
+        """
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= most:
+            raise WetokError(
+                f"{broken} is NaN or infinite at step {self.step}, as something was in each of the "
+                f"last {most} steps; none of these was taken: resume from the last checkpoint with "
+                "a lower optimizer.lr, optimizer.clip=1 or run.precision=fp32"
+            )
+
+    def tree(self) -> dict[str, Any]:
+        """All of it as whole tensors and plain values; every rank must call it."""
+        tree: dict[str, Any] = {
+            "network": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "best": self.best,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "rng": torch.get_rng_state(),
+        }
+        if self.adversary and self.judge_optimizer:
+            tree |= {
+                "adversary": self.adversary.state_dict(),
+                "judge_optimizer": self.judge_optimizer.state_dict(),
+                "judge_scaler": self.judge_scaler.state_dict(),
+            }
+        gathered: dict[str, Any] = whole(tree)
+        return gathered
 
     def save(self, folder: Path, keep: int, best: bool = False) -> Path:
         """Writes `folder/step-N`, whole or not at all; keeps the last `keep` and the best.
+
+        Every rank must call it; the first one writes.
 
         Raises:
             WetokError: the disk is full or the folder can't be written; older checkpoints stay.
         """
         final = folder / f"step-{self.step:08d}"
+        tree = self.tree()
+        if rank():
+            return final
         try:
             final.mkdir(parents=True, exist_ok=True)
             with written_beside(final / _FILE) as beside:
-                torch.save(self._tree(), beside)
+                torch.save(tree, beside)
             if best:
                 with written_beside(folder / _BEST) as beside:
                     beside.write_text(json.dumps({"step": self.step}))
@@ -81,21 +158,8 @@ class TrainState:
                 shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def _tree(self) -> dict[str, object]:
-        return {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "samples": self.samples,
-            "seconds": self.seconds,
-            "best": self.best,
-            "rng": torch.get_rng_state(),
-        }
-
     def load(self, checkpoint: Path) -> None:
-        """Takes over what `save` wrote.
+        """Takes over what `save` wrote; every rank must call it.
 
         Raises:
             WetokError: the file is damaged or belongs to another network.
@@ -107,13 +171,29 @@ class TrainState:
             tree = torch.load(checkpoint / _FILE, map_location="cpu", weights_only=True)
             if not isinstance(tree, dict):
                 raise TypeError("it holds no table")
-            self.network.load_state_dict(tree["network"])
+            if ("adversary" in tree) != (self.adversary is not None):
+                has, wants = ("a", "none") if "adversary" in tree else ("no", "one")
+                raise ValueError(f"it has {has} discriminator, the settings' gan has {wants}")
+            own = self.network.state_dict()
+            self.network.load_state_dict(
+                {
+                    name: placed(tensor, own[name]) if name in own else tensor
+                    for name, tensor in tree["network"].items()
+                }
+            )
             self.ema.load_state_dict(tree["ema"])
-            self.optimizer.load_state_dict(tree["optimizer"])
+            self.optimizer.load_state_dict(placed_optimizer(tree["optimizer"], self.optimizer))
             if tree["scaler"]:  # empty where it wasn't fp16
                 self.scaler.load_state_dict(tree["scaler"])
+            if self.adversary and self.judge_optimizer:
+                self.adversary.load_state_dict(tree["adversary"])
+                self.judge_optimizer.load_state_dict(tree["judge_optimizer"])
+                if tree["judge_scaler"]:
+                    self.judge_scaler.load_state_dict(tree["judge_scaler"])
             self.step, self.samples = tree["step"], tree["samples"]
             self.seconds, self.best = tree["seconds"], tree["best"]
+            self.skipped = tree.get("skipped", 0)  # the first checkpoints lack them
+            self.skipped_in_a_row = tree.get("skipped_in_a_row", 0)
             torch.set_rng_state(tree["rng"])
         except _DAMAGED as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -121,6 +201,13 @@ class TrainState:
                 f"{checkpoint}: damaged, or not a checkpoint of this run ({reason}); delete the "
                 "folder to resume from the one before"
             ) from None
+
+
+def freeze(network: TokenizerNetwork, part: str | None) -> None:
+    """Keeps the encoder (and with it the quantizer) or the decoder from training, or nothing."""
+    network.encoder.requires_grad_(part != "encoder")
+    network.decoder.requires_grad_(part != "decoder")
+    network.quantizer.train(part != "encoder")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,70 +1,174 @@
-"""One step of training, on one screen."""
+"""One step of training, on one screen: the tokenizer's update, then the discriminator's."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from wetok.config import TrainConfig, WetokError
-from wetok.losses.objective import ReconstructionObjective, first_broken
+from wetok.config import GanConfig, TrainConfig
+from wetok.losses.adversarial import (
+    DISCRIMINATOR_LOSSES,
+    adaptive_weight,
+    frozen,
+    non_saturating_generator_loss,
+    warmup_factor,
+)
+from wetok.losses.objective import Objective, ReconstructionObjective, first_broken
 from wetok.train.optimizers import schedule
+from wetok.train.processes import gradients_meet
+from wetok.train.sharding import everywhere
 from wetok.train.state import TrainState
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Batch(NamedTuple):
+    """What a step, or one of its parts, learns from, on the network's device."""
+
+    image: Tensor
+    """[B,3,H,W] in [-1,1]."""
+    noise: Tensor | None = None
+    """[B,d,h,w], for a generative decoder."""
 
 
 class StepResult(NamedTuple):
     """What a step leaves for the log."""
 
     terms: dict[str, Tensor]
-    """`loss`, the weighted sum; each term before its weight; `gradient_norm` before clipping."""
+    """Means over this process's crops: `loss`, the weighted sum; each term before its weight;
+    gradient norms (of all processes' gradients) before clipping. See docs/training.md."""
     ids: Tensor
-    """[B,g,h,w] of the batch, for the usage count."""
+    """[B,g,h,w] of this process's crops, for the usage count."""
     rate: float
+    broken: str | None = None
+    """The first term that was NaN or infinite, for which the step was not taken."""
 
 
 def train_step(
-    state: TrainState, objective: ReconstructionObjective, config: TrainConfig, image: Tensor
+    state: TrainState,
+    objective: ReconstructionObjective,
+    config: TrainConfig,
+    parts: Sequence[Batch],
 ) -> StepResult:
-    """image [B,3,H,W] in [-1,1], on the network's device.
+    """Takes a step on the micro-batches `parts`, of equal size; gradients are their mean.
+
+    A loss or a gradient that is NaN or infinite on any process skips the step on all of them:
+    weights, averages, optimizers and buffers stay as they were. (With fp16 a gradient that
+    overflows is usual: the scaler skips that network's update and adapts.)
 
     Raises:
-        WetokError: a loss or a gradient is NaN or infinite; the weights stay as they were. (With
-            fp16, a gradient that overflows is usual: the scaler skips the step and adapts.)
+        WetokError: `run.max_skipped` steps in a row were skipped.
     """
-    network, optimizer, scaler = state.network, state.optimizer, state.scaler
-    dtype = DTYPES[config.run.precision]
-    rate = schedule(optimizer, config.optimizer, state.step, config.run.steps)
+    gan, adversary, step = config.gan, state.adversary, state.step
+    before = adversary.remembered() if adversary else []
+    terms = _Terms()
+    ids: list[Tensor] = []
+    reconstructions: list[Tensor] = []
 
-    with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-        reconstruction, quantized = network(image)
-        loss, terms = objective(
-            image,
-            reconstruction,
-            quantized.commitment,
-            quantized.token_entropy,
-            quantized.codebook_entropy,
-            state.step,
-        )
+    # The tokenizer: near the image, and judged real.
+    rate = schedule(state.optimizer, config.optimizer, step, config.run.steps)
+    state.optimizer.zero_grad(set_to_none=True)
+    for image, noise in parts:
+        with gradients_meet(state.called, len(ids) + 1 == len(parts)), _autocast(config, image):
+            again, quantized = state.called(image, noise)
+            _, codes, token_entropy, codebook_entropy, commitment = quantized
+            judged = objective(image, again, commitment, token_entropy, codebook_entropy, step)
+            terms.add(**judged.terms)
+            loss = judged.total
+            if gan and adversary and step >= gan.start:
+                with frozen(adversary.discriminator):
+                    generator = non_saturating_generator_loss(adversary.discriminator(again))
+                weight = _generator_weight(state, gan, judged, generator)
+                loss = loss + weight * generator
+                terms.add(generator=generator, gan_weight=weight)
+            state.scaler.scale(loss / len(parts)).backward()
+        terms.add(loss=loss)
+        ids.append(codes)
+        reconstructions.append(again.detach())
+    state.scaler.unscale_(state.optimizer)
+    terms.add(gradient_norm=_clip(state.network, config.optimizer.clip))
 
-    optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = clip_grad_norm_(network.parameters(), config.optimizer.clip or math.inf)
-    checked = {**terms, "loss": loss} | ({} if scaler.is_enabled() else {"gradient_norm": norm})
-    if broken := first_broken(checked):
-        raise WetokError(
-            f"{broken} is NaN or infinite at step {state.step}, which was not taken: resume from "
-            "the last checkpoint with a lower optimizer.lr, optimizer.clip=1 or run.precision=fp32"
-        )
-    scaler.step(optimizer)
-    scaler.update()
+    # The discriminator: images real, the same reconstructions not.
+    judging = gan is not None and step >= gan.start - gan.warmup
+    if gan and adversary and state.judge and state.judge_optimizer and judging:
+        schedule(state.judge_optimizer, gan.optimizer, step, config.run.steps)
+        state.judge_optimizer.zero_grad(set_to_none=True)
+        for index, ((image, _), again) in enumerate(zip(parts, reconstructions, strict=True)):
+            with gradients_meet(state.judge, index + 1 == len(parts)), _autocast(config, image):
+                real, fake = state.judge(image), state.judge(again)
+                adversary.lecam.update(real, fake)
+                told = DISCRIMINATOR_LOSSES[gan.loss](real, fake)
+                lecam = adversary.lecam(real, fake)
+                loss = told + gan.lecam_weight * lecam
+                state.judge_scaler.scale(loss / len(parts)).backward()
+            terms.add(discriminator=told, lecam=lecam)
+            terms.add(logits_real=real.float().mean(), logits_fake=fake.float().mean())
+        state.judge_scaler.unscale_(state.judge_optimizer)
+        terms.add(discriminator_gradient_norm=_clip(adversary, gan.optimizer.clip))
 
-    state.ema.update(network)
+    means = terms.means()
+    broken = first_broken(_telling(means, overflows=state.scaler.is_enabled()))
+    if broken:
+        if adversary:
+            adversary.recall(before)
+        state.skip(broken, config.run.max_skipped)
+    else:
+        state.skipped_in_a_row = 0
+        state.scaler.step(state.optimizer)
+        if state.judge_optimizer and judging:
+            state.judge_scaler.step(state.judge_optimizer)
+        state.ema.update(state.network)
+    state.scaler.update()
+    if judging:
+        state.judge_scaler.update()
     state.step += 1
-    terms = {"loss": loss.detach(), **terms, "gradient_norm": norm}
-    return StepResult(terms, quantized.ids, rate)
+    return StepResult({"loss": means["loss"], **means}, torch.cat(ids), rate, broken)
+
+
+class _Terms:
+    """Scalars of every micro-batch, by name."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, **terms: Tensor) -> None:
+        for name, term in terms.items():
+            self._parts.setdefault(name, []).append(term.detach().float())
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: torch.stack(parts).mean() for name, parts in self._parts.items()}
+
+
+def _telling(means: dict[str, Tensor], overflows: bool) -> dict[str, Tensor]:
+    """`means` so ordered that the first broken one is where it began."""
+    # A broken latent also breaks the reconstruction made from it.
+    latent = ("commitment", "token_entropy", "codebook_entropy")
+    ordered = {name: means[name] for name in latent if name in means} | means
+    return {name: v for name, v in ordered.items() if not (overflows and "gradient" in name)}
+
+
+def _generator_weight(
+    state: TrainState, gan: GanConfig, judged: Objective, generator: Tensor
+) -> Tensor:
+    """What the adversarial term counts by: scalar."""
+    factor = warmup_factor(state.step, gan.start, gan.ramp)
+    if not gan.adaptive:
+        return generator.new_tensor(factor * gan.weight)
+    last = state.network.decoder.conv_out.weight
+    scale = state.scaler.get_scale()
+    return factor * adaptive_weight(judged.reconstruction, generator, last, gan.weight, scale)
+
+
+def _clip(module: nn.Module, limit: float | None) -> Tensor:
+    """Bounds the length of the gradient of `module`; returns what it was."""
+    return everywhere(clip_grad_norm_(module.parameters(), limit or math.inf))
+
+
+def _autocast(config: TrainConfig, image: Tensor) -> torch.autocast:
+    dtype = DTYPES[config.run.precision]
+    return torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32)

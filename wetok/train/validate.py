@@ -13,7 +13,9 @@ from torch import Tensor
 
 from wetok.data.images import find_images, load_image, to_tensor, to_uint8
 from wetok.data.transforms import center_crop
+from wetok.distributed import all_reduce_sum_, rank, world_size
 from wetok.losses.perceptual import LPIPS
+from wetok.model.decoder import sample_noise
 from wetok.model.network import TokenizerNetwork
 
 Item = TypeVar("Item")
@@ -42,12 +44,15 @@ class ValidationSet:
     def score(self, network: TokenizerNetwork, lpips: LPIPS | None) -> dict[str, float]:
         """Means over the images: `psnr` (dB, 8-bit values), `l1`, `lpips`; `score` = l1 + lpips.
 
-        Image by image, in the network's own precision.
+        Image by image, in the network's own precision, the noise of a generative decoder seeded by
+        the image's number. The images are dealt to the processes, each of which must call it.
         """
-        rows = []
-        for crop in self.crops:
-            image = to_tensor(crop)[None].to(next(network.parameters()).device)
-            again = reconstruct(network, image)
+        rows, device = [], next(network.parameters()).device
+        # As often on every process, for sharded weights are gathered in each pass.
+        for number in range(rank(), -(-len(self) // world_size()) * world_size(), world_size()):
+            index = min(number, len(self) - 1)
+            image = to_tensor(self.crops[index])[None].to(device)
+            again = reconstruct(network, image, first_seed=index)
             error = to_uint8(again).double() - to_uint8(image).double()
             row = {
                 "psnr": 10 * torch.log10(255**2 / error.square().mean().clamp_min(1e-10)),
@@ -55,8 +60,11 @@ class ValidationSet:
             }
             if lpips is not None:
                 row["lpips"] = lpips(again, image)[0]
-            rows.append(row)
-        means = {name: sum(row[name].item() for row in rows) / len(rows) for name in rows[0]}
+            if number == index:
+                rows.append(torch.stack([value.double() for value in row.values()]))
+        names = list(row)
+        sums = torch.stack(rows).sum(0) if rows else torch.zeros(len(names)).double().to(device)
+        means = dict(zip(names, (all_reduce_sum_(sums) / len(self)).tolist(), strict=True))
         return {**means, "score": means["l1"] + means.get("lpips", 0.0)}
 
     def examples(self, count: int) -> Tensor:
@@ -65,11 +73,19 @@ class ValidationSet:
 
 
 @torch.no_grad()
-def reconstruct(network: TokenizerNetwork, images: Tensor) -> Tensor:
-    """images [B,3,H,W] in [-1,1] through `network` and back, one by one; clamped to [-1,1]."""
-    device = next(network.parameters()).device
+def reconstruct(network: TokenizerNetwork, images: Tensor, first_seed: int = 0) -> Tensor:
+    """images [B,3,H,W] in [-1,1] through `network` and back, one by one; clamped to [-1,1].
+
+    A generative decoder's noise has the seeds first_seed, first_seed + 1, ...
+    """
+    device, config, results = next(network.parameters()).device, network.config, []
     with _evaluating(network):
-        results = [network(image.to(device)).image.clamp(-1, 1) for image in images.split(1)]
+        for seed, image in enumerate(images.split(1), first_seed):
+            noise = None
+            if config.generative:
+                sides = (side // config.factor for side in image.shape[-2:])
+                noise = sample_noise([seed], (config.bits, *sides), image).to(device)
+            results.append(network(image.to(device), noise).image.clamp(-1, 1))
     return torch.cat(results)
 
 
@@ -82,9 +98,10 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
 
 @contextmanager
 def _evaluating(network: TokenizerNetwork) -> Iterator[None]:
-    training = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         yield
     finally:
-        network.train(training)
+        for module, training in modes.items():  # a frozen part may differ from the rest
+            module.training = training
