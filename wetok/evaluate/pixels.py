@@ -9,8 +9,6 @@ mean over the windows that lie within the image.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
-
 from wetok.config import WetokError
 
 WINDOW = 7
@@ -41,23 +39,36 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if min(a.shape[-2:]) < WINDOW:
         height, width = a.shape[-2:]
         raise WetokError(f"images are {height} x {width} pixels: ssim needs at least 7 x 7")
-    # One pair at a time bounds the memory: five float64 maps of one image.
-    return torch.stack([_ssim(x.double(), y.double()) for x, y in zip(a, b, strict=True)])
+    # One pair at a time bounds the memory: the maps of one image.
+    return torch.stack([_ssim(x.float(), y.float()) for x, y in zip(a, b, strict=True)])
 
 
 def _ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """float64 [C,H,W] twice, to a scalar."""
-    maps = torch.stack((x, y, x * x, y * y, x * y))
-    # The uniform window, rows then columns.
-    means = functional.avg_pool2d(functional.avg_pool2d(maps, (WINDOW, 1), 1), (1, WINDOW), 1)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = means
-    sample = WINDOW**2 / (WINDOW**2 - 1)
-    var_x = sample * (mean_xx - mean_x * mean_x)
-    var_y = sample * (mean_yy - mean_y * mean_y)
-    cov = sample * (mean_xy - mean_x * mean_y)
-    over = (2 * mean_x * mean_y + _C1) * (2 * cov + _C2)
-    under = (mean_x.square() + mean_y.square() + _C1) * (var_x + var_y + _C2)
+    """float32 [C,H,W] of whole numbers twice, to a float64 scalar."""
+    # Sums over a window stay below 2^24, so that float32 holds them exactly. The two variances are
+    # only ever added, which leaves four maps.
+    maps = torch.stack((x, y, x * x + y * y, x * y))
+    sum_x, sum_y, sum_squares, sum_xy = _window_sums(_window_sums(maps, -1), -2).double()
+    count = WINDOW**2
+    # Numerator and denominator of equation 13, multiplied by powers of the count.
+    product, squares = sum_x * sum_y, sum_x.square().addcmul_(sum_y, sum_y)
+    sample = count / (count - 1)
+    over = (2 * product + _C1 * count**2) * (
+        (sum_xy * count - product).mul_(2 * sample).add_(_C2 * count**2)
+    )
+    under = (squares + _C1 * count**2) * (
+        (sum_squares * count - squares).mul_(sample).add_(_C2 * count**2)
+    )
     return (over / under).mean()
+
+
+def _window_sums(maps: torch.Tensor, axis: int) -> torch.Tensor:
+    """Sums of 7 neighbours along `axis`, as 4 + 2 + 1."""
+    length = maps.shape[axis]
+    two = maps.narrow(axis, 0, length - 1) + maps.narrow(axis, 1, length - 1)
+    four = two.narrow(axis, 0, length - 3) + two.narrow(axis, 2, length - 3)
+    result = four.narrow(axis, 0, length - 6) + two.narrow(axis, 4, length - 6)
+    return result.add_(maps.narrow(axis, 6, length - 6))
 
 
 def _check(a: torch.Tensor, b: torch.Tensor) -> None:
