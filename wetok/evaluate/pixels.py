@@ -9,6 +9,7 @@ mean over the windows that lie within the image.
 from __future__ import annotations
 
 import torch
+
 from wetok.config import WetokError
 
 WINDOW = 7
