@@ -1,29 +1,32 @@
-"""`wetok train`: a tokenizer from a recipe."""
+"""`wetok train`: a tokenizer from a recipe, or from several that follow on each other."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from wetok.config import WetokError
+from wetok.config import TrainConfig, WetokError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_INTERRUPTED = 130
-"""Exit code of a run that a signal ended, so that `wetok train && ...` does not go on."""
+    from wetok.train.loop import Run
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(show_default=False, help="A YAML file of settings.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that differ from the recipe's."),
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE... [KEY=VALUE]...",
+            show_default=False,
+            help="YAML files of settings, and settings that differ from theirs.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the run.  [default: runs/RECIPE]")
     ] = None,
@@ -34,39 +37,122 @@ def command(
 ) -> None:
     """Train a tokenizer from a recipe.
 
-    The run's folder gets checkpoints, a log (log.jsonl, curves.png),
-    pictures (samples/) and, after each best validation, the model
-    (model/).
+    The run's folder gets checkpoints, a log (log.jsonl, curves.png,
+    tensorboard/), pictures (samples/) and, after each best validation,
+    the model (model/).
+    Of several recipes each starts from the model of the one before, in
+    a folder of its own (OUT/RECIPE): stage 1, then stage 2.
     Ctrl-C saves a checkpoint and ends; --resume goes on from it.
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m wetok
+    train ..., or accelerate launch -m wetok train ...
 
     Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos data.val=null
     """
+    stages = _stages(arguments, out)
+    for stage in stages:
+        is_last = stage is stages[-1]
+        if resume and _is_done(stage) and not is_last:
+            _tell(f"{stage.name}: done already, {stage.folder}/model is there")
+            continue
+        again = resume and (is_last and len(stages) == 1 or _has_begun(stage))
+        run = _train(stage, again, quiet)
+        if run.saved != stage.config.run.steps:
+            line = ["wetok", "train", *arguments, *(["-o", str(out)] if out else []), "--resume"]
+            _tell(f"stopped and saved at step {run.saved}; go on with:\n  {shlex.join(line)}")
+            _draw(stage.folder)
+            break
+        if is_last:
+            model = stage.folder / "model"
+            _tell(f"done: {model} is ready; try: wetok reconstruct PHOTO -m {model}")
+        _draw(stage.folder)  # last, as it takes a second
+    _leave()
+
+
+class _Stage(NamedTuple):
+    """One recipe and the folder of its run."""
+
+    name: str
+    config: TrainConfig
+    folder: Path
+
+
+def _stages(arguments: list[str], out: Path | None) -> list[_Stage]:
+    """The recipes among `arguments`, all of their settings checked before any begins."""
     from wetok.config import load_train_config
 
-    config = load_train_config(recipe, overrides or [])
-    folder = out or Path("runs") / recipe.stem
+    # os.path's, as a setting may be longer than a file's name can be.
+    is_recipe = {word: "=" not in word or os.path.isfile(word) for word in arguments}
+    recipes = [Path(word) for word in arguments if is_recipe[word]]
+    overrides = [word for word in arguments if not is_recipe[word]]
+    if not recipes:
+        raise WetokError(f"recipe is missing: {' '.join(arguments)} are settings; name a YAML file")
+    for path in recipes:
+        if path.suffix not in (".yaml", ".yml") and not path.is_file():
+            raise WetokError(
+                f"{str(path)!r} is no recipe (a YAML file), and a setting must look like "
+                "key=value, e.g. data.batch=8"
+            )
+    names = [path.stem for path in recipes]
+    if len(set(names)) < len(names):
+        raise WetokError(f"recipes {', '.join(names)}: two of one name would share a folder")
+    stages: list[_Stage] = []
+    for path in recipes:
+        own = list(overrides)
+        if stages and not any(word.startswith("run.init=") for word in own):
+            own.append(f"run.init={stages[-1].folder / 'model'}")
+        single = out is not None and len(recipes) == 1
+        folder = out if out and single else (out or Path("runs")) / path.stem
+        stages.append(_Stage(path.stem, load_train_config(path, own), folder))
+    return stages
+
+
+def _train(stage: _Stage, resume: bool, quiet: bool) -> Run:
     from wetok.train.loop import Run
 
-    with _bar(quiet) as progress:
-        run = Run(config, folder, _Screen(progress, config.run.steps), resume)
-        finished = run.train()
-    if finished:
-        told = f"done: {folder}/model is ready; try: wetok reconstruct PHOTO -m {folder}/model"
-    else:
-        again = ["wetok", "train", str(recipe), *(overrides or []), "-o", str(folder), "--resume"]
-        told = f"stopped and saved at step {run.state.step}; go on with:\n  {shlex.join(again)}"
-    print(told, flush=True)  # first, as drawing takes a second
-    _draw(folder)
-    if not finished:
-        raise typer.Exit(_INTERRUPTED)
+    with _bar(quiet or not _is_first_process()) as progress:
+        run = Run(stage.config, stage.folder, _Screen(progress, stage.config.run.steps), resume)
+        run.train()
+    return run
+
+
+def _has_begun(stage: _Stage) -> bool:
+    from wetok.train.state import checkpoints
+
+    return bool(checkpoints(stage.folder / "checkpoints"))
+
+
+def _is_done(stage: _Stage) -> bool:
+    from wetok.train.state import checkpoints
+
+    last = f"step-{stage.config.run.steps:08d}"
+    found = checkpoints(stage.folder / "checkpoints")
+    return bool(found) and found[-1].name == last and (stage.folder / "model").is_dir()
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(text: str) -> None:
+    if _is_first_process():
+        print(text, flush=True)
 
 
 def _draw(folder: Path) -> None:
     """Draws the run's curves, where matplotlib is installed and there is something to draw."""
     from wetok.train.curves import plot_curves
 
-    with suppress(ImportError, WetokError):
-        plot_curves(folder / "log.jsonl", folder / "curves.png")
+    if _is_first_process():
+        with suppress(ImportError, WetokError):
+            plot_curves(folder / "log.jsonl", folder / "curves.png")
+
+
+def _leave() -> None:
+    """Leaves the process group, if there is one, so that none waits for another in vain."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _bar(quiet: bool) -> Progress:
@@ -95,8 +181,9 @@ class _Screen:
         self.seen = False
 
     def step(self, record: dict[str, Any]) -> None:
+        loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
         text = (
-            f"loss {record['loss']:.3f}  {record['images_per_second']:.0f} img/s  "
+            f"loss {loss}  {record['images_per_second']:.0f} img/s  "
             f"usage {min(record['usage']):.0%}"
         )
         if record["dead_bits"]:
