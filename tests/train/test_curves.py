@@ -41,13 +41,29 @@ def test_a_running_mean_over_the_lines_that_have_the_term() -> None:
     assert means[-1] == pytest.approx(sum(range(41, 80, 2)) / 20)
 
 
-@pytest.mark.parametrize("records", [RECORDS, RECORDS[:1]], ids=["whole", "one line"])
+GAN = {"generator": 0.7, "discriminator": 1.0, "logits_real": 0.1, "logits_fake": -0.1}
+SECOND_STAGE = [
+    {"step": 0, "validation": {"psnr": 20.0, "lpips": 0.5, "l1": 0.1, "score": 0.6}},
+    {"step": 1, "loss": None, "usage": [0.5, 0.25]},
+    {"step": 2, "loss": 0.5, "l1": 0.5, **GAN, "usage": [0.5, 0.25]},
+]
+
+
+def test_null_is_no_point() -> None:
+    assert _smooth([{"step": 1, "a": None}, {"step": 2, "a": 3.0}], "a") == ([2], [3.0])
+
+
+@pytest.mark.parametrize(
+    "records",
+    [RECORDS, RECORDS[:1], SECOND_STAGE, [SECOND_STAGE[1]]],
+    ids=["whole", "one line", "second stage", "no step taken"],
+)
 def test_the_picture(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     pytest.importorskip("matplotlib")
     target = tmp_path / "images" / "curves.png"
     plot_curves(write(tmp_path / "log.jsonl", records), target)
     with Image.open(target) as picture:
-        assert picture.width > 800
+        assert picture.width > 800 and picture.height > 300
         assert len(np.unique(np.array(picture))) > 10, "something is drawn"
 
 

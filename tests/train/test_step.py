@@ -12,7 +12,6 @@ from tests.train.tiny import Recipe, batch, build
 from wetok.config import WetokError
 from wetok.train.step import StepResult, train_step
 
-
 GAN = {"gan": {"width": 8, "depth": 1}}
 
 
