@@ -216,6 +216,10 @@ class Run:
             state.step,
             validated=state.step < steps,
         )
+        train = self.config.data.train
+        origin = f"{len(train)} sources" if isinstance(train, tuple) else train
+        origin = origin.path if isinstance(origin, SourceConfig) else origin
+        self.watcher.event(f"training on {len(self.source):,} images from {origin}")
         self.trackers = Trackers(self.processes, self.config, self.folder.name, state.step)
         with self._stop_on_signal():
             if state.step == 0 and self.config.run.init and self.validation:
