@@ -22,7 +22,7 @@ class Trackers:
 
     def __init__(self, processes: Processes, config: TrainConfig, name: str, step: int) -> None:
         accelerator = processes.accelerator
-        options: dict[str, Any] = {"tensorboard": {"purge_step": step}, "wandb": {"name": name}}
+        options: dict[str, Any] = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": name}}
         chosen = {
             tracker: options[tracker] for tracker in config.run.trackers if tracker in options
         }
