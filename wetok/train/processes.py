@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +67,13 @@ class Processes:
             return module
         if self.world == 1:
             return module
-        if self.sharded:  # for which Accelerate wants all networks at once
-            return DistributedDataParallel(module, broadcast_buffers=False)
-        wrapped: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
-        return wrapped
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for it, which older ones don't know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            if self.sharded:  # for which Accelerate wants all networks at once
+                return DistributedDataParallel(module, broadcast_buffers=False)
+            wrapped: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+            return wrapped
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any process; every one must call it."""
