@@ -31,7 +31,8 @@ def shard(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         if isinstance(module, (ResidualBlock, Upsample)):
             fully_shard(module, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # Also after a pass that no backward pass follows, so that averages meet parts at all times.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def local(tensor: Tensor) -> Tensor:
