@@ -89,7 +89,8 @@ class Run:
         adversary = self._adversary()
         self.state = TrainState(network, config, adversary, self.processes)
         if config.run.compile:
-            for module in (network.encoder, network.decoder, adversary, self.lpips):
+            judge = adversary.discriminator if adversary else None
+            for module in (network.encoder, network.decoder, judge, self.lpips):
                 if module is not None:
                     module.compile()
         if newest is not None:
