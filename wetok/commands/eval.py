@@ -3,61 +3,247 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wetok.commands import options
 
+if TYPE_CHECKING:
+    from wetok.evaluate.evaluation import Evaluation
+    from wetok.evaluate.networks import Networks
+
+DEFAULT_PROTOCOL = "modern-256"
+
 
 def command(
     data: Annotated[
-        list[Path], typer.Option("--data", "-d", help="Photographs or a folder; repeatable.")
-    ],
-    model: options.Model = options.DEFAULT_MODEL,
+        list[Path] | None,
+        typer.Option(
+            "--data", "-d", show_default=False, help="Photographs or a folder; repeatable."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"A shipped name, a model folder or a Hub id.  [default: {options.DEFAULT_MODEL}]",
+        ),
+    ] = None,
     protocol: Annotated[
-        str, typer.Option(help="modern-256 (256 x 256 center crops) or original (whole images).")
-    ] = "modern-256",
+        str | None,
+        typer.Option(
+            help="modern-256 (256 x 256 center crops), original (whole images) or paper-256 (as "
+            f"the released evaluation).  [default: {DEFAULT_PROTOCOL}]"
+        ),
+    ] = None,
     lpips: Annotated[
         list[str] | None,
-        typer.Option(help="LPIPS network, alex or vgg; repeatable.  [default: those imported]"),
+        typer.Option(help="LPIPS network, alex, vgg or none; repeatable.  [default: those here]"),
     ] = None,
-    seed: options.Seed = 0,
+    frechet: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Frechet distance, rfid, rfid-torch-fidelity, fd-vgg or none; repeatable.  "
+            "[default: rfid if its network is here, else fd-vgg if that is]"
+        ),
+    ] = None,
+    fid_weights: Annotated[
+        Path | None, typer.Option(help="File of the FID network, instead of the cached one.")
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of a generative decoder's noise, from 0 on.  [default: 0]"),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Reconstructions of each image by a generative decoder.  [default: 1]"
+        ),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Statistics (.npz) to compare with instead of the originals'."),
+    ] = None,
+    save_reference: Annotated[
+        Path | None, typer.Option(help="Write the originals' statistics (.npz).")
+    ] = None,
+    receipt: Annotated[
+        Path | None, typer.Option(help="Write the scores and all they depend on as JSON.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Score again as this receipt says, and tell what differs.")
+    ] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
     """Score a model on photographs.
 
-    PSNR, SSIM, LPIPS, how much of each group's codes is in use, and
-    bits that never change. LPIPS needs `wetok weights import`.
+    PSNR, SSIM, LPIPS, Frechet distance, size, how much of each group's
+    codes is in use, their entropy, and bits that never change. torchrun
+    spreads the images over several processes.
 
     Example: wetok eval -m tiny-48x --data photos/val
     """
     from wetok.commands.batch import progress
     from wetok.config import WetokError
     from wetok.data.images import find_images
+    from wetok.distributed import rank
+    from wetok.evaluate import receipt as receipts
     from wetok.evaluate.evaluation import Evaluation
+    from wetok.evaluate.processes import joined
     from wetok.evaluate.protocols import protocol as find_protocol
-    from wetok.losses.perceptual import LPIPS
-    from wetok.weights import cached, find
 
-    chosen = find_protocol(protocol)
-    for net in lpips or []:
+    asked: dict[str, Any] = {
+        "data": [str(path) for path in data or []],
+        "model": model,
+        "protocol": protocol,
+        "lpips": lpips,
+        "frechet": frechet,
+        "seed": seed,
+        "samples": samples,
+        "reference": [str(path) for path in reference or []],
+    }
+    before = None
+    if verify is not None:
+        before = receipts.read(verify)
+        asked = _as_on_receipt(asked, before, verify)
+    if not asked["data"]:
+        raise WetokError("--data is missing: name a folder of photographs (see wetok eval --help)")
+    with joined(device) as own_device:
+        chosen = find_protocol(asked["protocol"] or DEFAULT_PROTOCOL)
+        networks = _networks(asked["lpips"], asked["frechet"], fid_weights)
+        paths = find_images(asked["data"])
+        evaluation = Evaluation(
+            options.load(asked["model"] or options.DEFAULT_MODEL, own_device),
+            chosen,
+            networks,
+            asked["seed"] or 0,
+            asked["samples"] or 1,
+            _references(asked["reference"]),
+        )
+        with progress(len(paths), "scoring") as step:
+            evaluation.add_all(paths, step)
+        evaluation.gather()
+        if rank():
+            raise typer.Exit(0 if evaluation.images else 2)
+        for line in evaluation.failures:
+            typer.echo(f"wetok: {line}", err=True)
+        summary = evaluation.summary()
+        if asked["reference"]:
+            summary["reference"] = _hashes(asked["reference"])
+        if save_reference is not None:
+            _save_reference(evaluation, save_reference)
+        if receipt is not None:
+            receipts.write(receipt, summary, {**asked, **_used(networks)})
+        _show(receipts.finite(summary), as_json)
+        if before is not None and verify is not None:
+            _tell(receipts.differences(before, summary), verify)
+        if evaluation.failures:
+            raise typer.Exit(1)
+
+
+def _as_on_receipt(asked: dict[str, Any], receipt: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The receipt's arguments; data, model and reference may lie elsewhere today."""
+    from wetok.config import WetokError
+
+    free = ("data", "model", "reference")
+    for name, value in asked.items():
+        if name not in free and value is not None:
+            raise WetokError(
+                f"--{name} can't be given with --verify: it is what {str(path)!r} says"
+            )
+    on_receipt = receipt["arguments"]
+    return {
+        name: (asked[name] or on_receipt.get(name)) if name in free else on_receipt.get(name)
+        for name in asked
+    }
+
+
+def _networks(
+    lpips: list[str] | None, frechet: list[str] | None, fid_weights: Path | None
+) -> Networks:
+    """The networks asked for, or those on this machine.
+
+    Raises:
+        WetokError: an unknown name, or weights that can't be had.
+    """
+    from wetok.config import WetokError
+    from wetok.evaluate.inception import Inception
+    from wetok.evaluate.networks import FD_VGG, Networks, check_frechet_name
+    from wetok.losses.perceptual import LPIPS
+    from wetok.weights import find, here
+
+    nets = [net for net in ("alex", "vgg") if here(f"lpips-{net}")] if lpips is None else lpips
+    nets = [net for net in nets if net != "none"]
+    for net in nets:
         if net not in ("alex", "vgg"):
             raise WetokError(f"lpips={net!r} must be 'alex' or 'vgg'")
-    nets = lpips or [net for net in ("alex", "vgg") if cached(f"lpips-{net}")]
-    networks = [LPIPS.from_file(find(f"lpips-{net}"), net) for net in nets]  # type: ignore[arg-type]
-    paths = find_images(data)
-    evaluation = Evaluation(options.load(model, device), chosen, networks, seed)
-    with progress(len(paths), "scoring") as step:
-        evaluation.add_all(paths, step)
-    if not nets:
-        typer.echo("wetok: LPIPS is left out; `wetok weights import` brings its weights", err=True)
-    for line in evaluation.failures:
-        typer.echo(f"wetok: {line}", err=True)
-    _show(evaluation.summary(), as_json)
-    if evaluation.failures:
+    if frechet is None:
+        fid = fid_weights is not None or here("inception-fid")
+        names = ["rfid"] if fid else [FD_VGG] if here("lpips-vgg") else []
+    else:
+        names = [check_frechet_name(name) for name in frechet if name != "none"]
+    networks = {net: LPIPS.from_file(find(f"lpips-{net}"), net) for net in dict.fromkeys(nets)}  # type: ignore[arg-type]
+    vgg = None
+    if FD_VGG in names:
+        vgg = networks.get("vgg") or LPIPS.from_file(find("lpips-vgg"), "vgg")
+    inceptions = []
+    for name in dict.fromkeys(names):
+        if name != FD_VGG:
+            try:
+                file = find("inception-fid", fid_weights)
+            except WetokError as error:
+                raise WetokError(
+                    f"{error}; or give --frechet {FD_VGG}, which is another number"
+                ) from None
+            convention = "torch-fidelity" if name.endswith("torch-fidelity") else "pytorch-fid"
+            inceptions.append(Inception.from_file(file, convention))  # type: ignore[arg-type]
+    return Networks(list(networks.values()), inceptions, vgg)
+
+
+def _used(networks: Networks) -> dict[str, list[str]]:
+    """The options that ask for just these networks, wherever else there are more or fewer."""
+    frechet = [name.replace("fd-inception", "rfid") for name in networks.dims]
+    return {"lpips": list(networks.lpips) or ["none"], "frechet": frechet or ["none"]}
+
+
+def _references(files: list[str]) -> dict[str, Any]:
+    """Statistics by the name of their distance; a file that says none is taken as rFID's."""
+    from wetok.evaluate.frechet import Moments
+
+    loaded = [Moments.load(file) for file in files]
+    return {moments.about.get("features", "rfid"): moments for moments in loaded}
+
+
+def _hashes(files: list[str]) -> dict[str, str]:
+    import hashlib
+
+    return {
+        Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files
+    }
+
+
+def _save_reference(evaluation: Evaluation, path: Path) -> None:
+    from wetok.config import WetokError
+
+    names = list(evaluation.originals)
+    if not names:
+        raise WetokError("--save-reference: no Frechet distance is measured; give --frechet")
+    for name in names:
+        own = path if len(names) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
+        evaluation.moments(name).save(own)
+
+
+def _tell(found: list[Any], path: Path) -> None:
+    """What differs from the receipt; exit code 1 where it matters."""
+    for difference in found:
+        mark = "differs" if difference.matters else "note"
+        typer.echo(f"wetok: {mark}: {difference}", err=True)
+    if any(difference.matters for difference in found):
         raise typer.Exit(1)
+    typer.echo(f"wetok: the scores agree with {path}", err=True)
 
 
 def _show(summary: dict[str, Any], as_json: bool) -> None:
@@ -71,23 +257,61 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     table = Table(title=f"{summary['model']} on {summary['images']} images", title_justify="left")
     table.add_column("score")
     table.add_column("value", justify="right")
-    rows = {
-        "bits a pixel": f"{summary['bpp']:.3f}",
-        "PSNR (dB)": f"{summary['psnr']:.2f}",
-        "SSIM": f"{summary['ssim']:.4f}",
-        **{
-            name.replace("lpips", "LPIPS"): f"{value:.4f}"
-            for name, value in summary.items()
-            if name.startswith("lpips-")
-        },
-        "least group usage": f"{min(summary['usage']):.1%}",
-        "dead bits": str(summary["dead_bits"]),
-        "encode (s an image)": f"{summary['encode_seconds']:.3f}",
-        "decode (s an image)": f"{summary['decode_seconds']:.3f}",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
+    if summary["samples"] > 1:
+        for title in ("mean of {}", "best of {}", "spread"):
+            table.add_column(title.format(summary["samples"]), justify="right")
+    for row in _rows(summary):
+        table.add_row(*row)
     show(table)
     typer.echo(f"protocol {summary['protocol']}: {summary['protocol_description']}")
     hashes = [f"LPIPS {net} {digest}" for net, digest in summary["lpips_weights"].items()]
+    hashes += [f"{_title(name)} {digest}" for name, digest in summary["frechet_weights"].items()]
     typer.echo(", ".join([f"model {summary['fingerprint']}", *hashes, f"seed {summary['seed']}"]))
+    if not any("rfid" in name for name in summary["frechet_weights"]):
+        typer.echo("rFID is left out: --frechet rfid fetches the network that it needs (96 MB)")
+
+
+def _rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The table's rows: name, value, and of several samples mean, best and spread."""
+    rows = [["bits a pixel", f"{summary['bpp']:.3f}"], ["ratio", f"{summary['ratio']:.1f}"]]
+    if summary["coded_bpp"] is not None:
+        rows.append(["bits a pixel, entropy-coded", f"{summary['coded_bpp']:.3f}"])
+    for name, value in summary.items():
+        digits = _digits(name)
+        if digits is not None:
+            of = summary.get("of_samples", {}).get(name, {})
+            values = [value, *(of[what] for what in ("mean", "best", "spread") if of)]
+            rows.append([_title(name), *(_number(one, digits) for one in values)])
+    return [
+        *rows,
+        ["least group usage", f"{min(summary['usage']):.1%}"],
+        ["least group entropy (bits)", f"{min(summary['token_entropy']):.2f}"],
+        ["dead bits", str(summary["dead_bits"])],
+        ["encode (s an image)", f"{summary['encode_seconds']:.3f}"],
+        ["decode (s an image)", f"{summary['decode_seconds']:.3f}"],
+    ]
+
+
+def _digits(name: str) -> int | None:
+    """How many decimals the score called `name` is shown with; None for what is no score."""
+    if name == "psnr":
+        return 2
+    if name.startswith(("rfid", "fid", "fd-")):
+        return 3
+    return 4 if name == "ssim" or (name.startswith("lpips-")) else None
+
+
+def _title(name: str) -> str:
+    names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "fid": "FID", "rfid": "rFID"}
+    if name in names:
+        return names[name]
+    for short, words in (("lpips", "LPIPS"), ("rfid", "rFID"), ("fid", "FID"), ("fd", "FD")):
+        if name.startswith(f"{short}-"):
+            return words + name[len(short) :]
+    return name
+
+
+def _number(value: Any, digits: int) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.{digits}f}"

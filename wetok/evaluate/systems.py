@@ -1,0 +1,111 @@
+"""What can be evaluated: anything that turns an image into something small and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wetok.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One image as it came back, once for each seed, with what it took."""
+
+    images: list[Tensor]
+    """float32 [1,3,H,W] in [-1,1], one a seed, of the image's own size."""
+    bits: int | None = None
+    """Size with codes of fixed length, where there are codes."""
+    coded_bytes: int | None = None
+    """Size as a file's payload after entropy coding, where there is one."""
+    ids: Tensor | None = None
+    """[1,g,h,w], where there are any."""
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    """Of one image: the first."""
+
+
+class System(Protocol):
+    """A tokenizer, a codec, or another's model."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever its results may: of weights, or of the settings and library version."""
+        ...
+
+    @property
+    def generative(self) -> bool:
+        """Whether another seed gives another image."""
+        ...
+
+    @property
+    def code_shape(self) -> tuple[int, int] | None:
+        """Groups and bits a group of its ids; None for a system without ids."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where its images come back."""
+        ...
+
+    def reconstruct(self, image: Tensor, seeds: Sequence[int]) -> Reconstruction:
+        """There and back: [1,3,H,W] in [-1,1] on a CPU.
+
+        Raises:
+            WetokError: it can't take this image; which then counts as failed.
+        """
+        ...
+
+
+class TokenizerSystem:
+    """A wetok model as a `System`."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.generative = tokenizer.config.generative
+        self.code_shape: tuple[int, int] | None
+        self.code_shape = tokenizer.config.groups, tokenizer.config.group_bits
+
+    @property
+    def name(self) -> str:
+        return self.tokenizer.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.tokenizer.fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokenizer.device
+
+    def reconstruct(self, image: Tensor, seeds: Sequence[int]) -> Reconstruction:
+        began = self._now()
+        tokens = self.tokenizer.encode(image)
+        encoded = self._now()
+        images = [self.tokenizer.decode(tokens, seed=seeds[0], output="float")]
+        decoded = self._now()
+        images += [self.tokenizer.decode(tokens, seed=seed, output="float") for seed in seeds[1:]]
+        to_bytes = getattr(tokens, "to_bytes", None)
+        return Reconstruction(
+            images,
+            bits=tokens.ids[0].numel() * tokens.group_bits,
+            coded_bytes=None if to_bytes is None else len(to_bytes()),
+            ids=tokens.ids,
+            encode_seconds=encoded - began,
+            decode_seconds=decoded - encoded,
+        )
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
