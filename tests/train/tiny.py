@@ -56,7 +56,11 @@ def build(config: TrainConfig, seed: int = 0) -> tuple[TrainState, Reconstructio
     """A fresh state with random weights, and its objective."""
     torch.manual_seed(seed)
     quantizer = GroupedQuantizer(
-        config.model.bits, config.model.groups, entropy=config.loss.entropy
+        config.model.bits,
+        config.model.groups,
+        entropy=config.loss.entropy if config.loss.entropy_weight else None,
+        temperature=config.loss.temperature,
+        eps=config.loss.epsilon,
     )
     network = TokenizerNetwork(config.model, quantizer).train()
     adversary = Adversary(config.gan, config.run.accumulate).train() if config.gan else None
