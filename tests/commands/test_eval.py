@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from wetok.evaluate.inception import Inception
 from wetok.model.network import TokenizerNetwork
 from wetok.weights import PARTS, find
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -233,3 +237,25 @@ def test_a_receipt_names_the_networks_that_were_used(
     (tmp_path / "cache" / "weights" / name).symlink_to(weights_dir / name)
     code, out, err = call("--verify", "r.json", "--json")
     assert code == 0 and "lpips-vgg" not in json.loads(out), err
+
+
+def test_torchrun_spreads_the_images(call: Call, tmp_path: Path) -> None:
+    """Two real processes: one table, the numbers of one process, the exit code of a failure."""
+    Path("photos/bad.png").write_bytes(b"no image")
+    options = ("-d", "photos", "--protocol", "original", "--json")
+    alone = json.loads(call(*options)[1])
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "wetok", "eval", "-m", "model", "--device", "cpu", *options),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    together = json.loads(done.stdout)
+    assert done.returncode == 1 and done.stderr.count("bad.png") == 1, done.stderr
+    assert together["image_list_hash"] == alone["image_list_hash"]
+    for key in ("psnr", "ssim", "lpips-alex", "token_entropy", "images", "failed"):
+        assert together[key] == pytest.approx(alone[key], rel=1e-6), key
