@@ -25,7 +25,7 @@ ENTRY = {"", "cli", "__main__"}  # "" is wetok/__init__.py
 
 # What data flow needs between parts: the facade returns Tokens and takes photographs.
 PART_TO_PART = {
-    "model": {"wetok.codec.tokens", "wetok.data.images"},
+    "model": {"wetok.codec.tokens", "wetok.codec.tables", "wetok.data.images"},
     "generate": {"wetok.model", "wetok.codec"},
 }
 

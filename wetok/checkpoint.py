@@ -1,4 +1,4 @@
-"""A model folder on disk and on the Hub: config.json + model.safetensors (+ README.md).
+"""A model folder on disk and on the Hub: config.json + model.safetensors (+ README.md, tables).
 
 `docs/formats.md` describes the folder and the fingerprint.
 """
@@ -23,11 +23,13 @@ from wetok.config import ModelConfig, Settings, WetokError, near, validate
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wetok.codec.tables import CodingTables
     from wetok.model.network import TokenizerNetwork
     from wetok.model.tokenizer import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+TABLES = "coding.safetensors"  # may be absent: what `wetok coding` learned (`codec.tables`)
 SHIPPED = Path(__file__).parent / "assets" / "models"
 _CONFIG_LIMIT = 1 << 20  # bytes; a real one has a few hundred
 
@@ -81,7 +83,7 @@ def load(
         network = network.to(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise WetokError(f"device={device!r} can't be used: {_line(error)}; try 'cpu'") from None
-    return Tokenizer(network, name=name)
+    return Tokenizer(network, name=name, tables=find_tables(name_or_path, revision=revision))
 
 
 def load_network(
@@ -106,6 +108,41 @@ def load_network(
         raise WetokError(f"revision={revision!r} is for Hub ids (user/model), {name!r} is none")
     folder = find_folder(name_or_path)
     return _read_network(folder, str(folder)), read_config(folder).name
+
+
+def find_tables(
+    name_or_path: str | Path, *, revision: str | None = None, **hub: Any
+) -> CodingTables | None:
+    """The tables for entropy coding in a model's folder, or None where it has none.
+
+    Args:
+        name_or_path, revision, hub: as in `load_network`.
+
+    Raises:
+        WetokError: no such model, or broken tables.
+    """
+    from wetok.codec.tables import CodingTables
+
+    if not _is_hub_id(name_or_path):
+        path = find_folder(name_or_path) / TABLES
+        return CodingTables.read(path) if path.exists() else None
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        path = Path(hf_hub_download(str(name_or_path), TABLES, revision=revision, **hub))
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.HFValidationError, OSError):
+        return None  # what else is wrong with the model, who loads it will be told
+    return CodingTables.read(path)
+
+
+def tables_at_hand(name: str) -> CodingTables | None:
+    """The tables of the model that some tokens name, if it is shipped or in the Hub's cache."""
+    try:
+        if name in shipped():
+            return find_tables(name)
+        return find_tables(name, local_files_only=True) if _is_hub_id(name) else None
+    except WetokError:
+        return None
 
 
 def save_folder(

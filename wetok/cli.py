@@ -23,6 +23,7 @@ COMMANDS = {
     "reconstruct": "Send photographs to tokens and back; write PNGs.",
     "encode": "Turn photographs into .wetok files.",
     "decode": "Turn .wetok files back into photographs.",
+    "coding": "Learn tables by which a model's .wetok files get smaller.",
     "import": "Read a published checkpoint into a model folder.",
     "train": "Train a tokenizer from a recipe.",
     "eval": "Score a model on a folder of photographs.",

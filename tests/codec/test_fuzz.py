@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 import pytest
 
-from wetok.codec.file import Header, decode, encode
+from wetok.codec.file import decode, encode
+from wetok.codec.header import Header
 from wetok.codec.packing import id_dtype
 from wetok.config import WetokError
 
@@ -29,7 +30,8 @@ def originals() -> list[bytes]:
     ):
         header = Header(f"model-{seed}", f"{seed:016x}", groups, bits, images, size, latent)
         rng = np.random.default_rng(seed)
-        made.append(encode(header, rng.integers(0, 2**bits, header.shape).astype(id_dtype(bits))))
+        ids = rng.integers(0, 2**bits, header.shape).astype(id_dtype(bits))
+        made.append(encode(header, ids, "packed"))
     return made
 
 
@@ -78,7 +80,7 @@ def test_changed_files(change, seal: bool) -> None:
             assert "\n" not in str(error)
             continue
         # Every content has one file: what was accepted is read exactly, or nothing had changed.
-        assert encode(header, ids) == data
+        assert encode(header, ids, "packed") == data
         assert seal or data == original
         accepted += 1
     # Bits of ids, sizes or the name can change into other valid ones; most changes can't.

@@ -1,8 +1,10 @@
-"""The `.wetok` file, version 1: bytes <-> header and ids. `docs/formats.md` is its specification.
+"""The `.wetok` file, version 1: bytes <-> headers and ids. `docs/formats.md` is its specification.
 
     magic 89 57 54 4B | version u8 | flags u8
     chunk MODL: whose ids these are      tag [4], length u32, payload
-    chunk IMGS: sizes and the ids
+    chunk IMGS: sizes and the ids        once for each size of image, each followed by its
+                                         colr (colour) and marg (margins) where it has them
+    chunk meta: a JSON object            where there is one
     chunk CSUM: CRC-32 of all before it  (last; nothing follows)
 
 All numbers are little-endian. A reader refuses an unknown chunk whose tag starts with a capital and
@@ -12,133 +14,118 @@ skips one that starts with a small letter, so that later versions can add what o
 from __future__ import annotations
 
 import io
-import math
+import json
 import os
-import re
 import stat
-import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wetok.checkpoint import check_name, written_beside
-from wetok.codec.packing import MAX_BITS, pack, packed_size, unpack
+from wetok.checkpoint import written_beside
+from wetok.codec.adaptive import AdaptiveModel
+from wetok.codec.chunks import LARGEST, written
+from wetok.codec.context import Model
+from wetok.codec.header import (
+    ADAPTIVE,
+    GREY,
+    IMAGES,
+    LEARNED,
+    META_LIMIT,
+    MODEL,
+    PACKED,
+    Header,
+)
+from wetok.codec.packing import checked, pack
+from wetok.codec.payload import compress
+from wetok.codec.reader import TokenFile
+from wetok.codec.tables import CodingTables
 from wetok.config import WetokError
 
-MAGIC = b"\x89WTK"
-VERSION = 1
-PACKED = 0
-"""Payload coding 0: fixed-length packing (`codec.packing`)."""
-MAX_FACTOR = 1024
-"""Largest downsampling factor that a true size may imply."""
-
-_PREFIX = struct.Struct("<4sBB")  # magic, version, flags
-_CHUNK = struct.Struct("<4sI")  # tag, length of the payload
-_MODEL = struct.Struct("<8sHBB")  # fingerprint, groups, bits per group, length of the name
-_IMAGES = struct.Struct("<BIIIII")  # coding, images, height, width, latent height, latent width
-_CHECKSUM = struct.Struct("<4sII")  # the whole CSUM chunk: tag, 4, CRC-32
-_LARGEST = 2**32 - 1
-_READ = 1 << 20
+Coding = Literal["auto", "packed", "entropy"]
+"""How to write ids: "entropy" with the given tables where they fit and else adaptive, "packed" in
+fixed length, "auto" whichever is smaller."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """All that a file says besides the ids.
+class Part(NamedTuple):
+    """Images of one size: what a chunk IMGS and those after it hold."""
 
-    Raises:
-        WetokError: on construction, for a value that no file can hold or that contradicts another.
-    """
-
-    name: str
-    """The model's name; at most 255 bytes of UTF-8."""
-    fingerprint: str
-    """The model's fingerprint: 16 hex digits (`wetok.checkpoint.fingerprint`)."""
-    groups: int
-    group_bits: int
-    images: int
-    size: tuple[int, int]
-    """True height and width in pixels, the same for all images of the file."""
-    latent: tuple[int, int]
-    """Height and width in positions."""
-    coding: int = PACKED
-
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        if not re.fullmatch("[0-9a-f]{16}", self.fingerprint):
-            raise WetokError(
-                f"fingerprint {self.fingerprint!r} must be 16 hex digits in small letters"
-            )
-        if not 1 <= self.group_bits <= MAX_BITS:
-            raise WetokError(f"group_bits={self.group_bits} must lie in 1..{MAX_BITS}")
-        if not 1 <= self.groups <= 2**16 - 1:
-            raise WetokError(f"groups={self.groups} must lie in 1..{2**16 - 1}")
-        for what, value in (
-            ("image count", self.images),
-            *(("size", side) for side in self.size),
-            *(("latent size", side) for side in self.latent),
-        ):
-            if not 1 <= value <= _LARGEST:
-                raise WetokError(f"{what} {value} must lie in 1..{_LARGEST}")
-        if not _some_factor(self.size, self.latent):
-            raise WetokError(
-                f"size {self.size[0]}x{self.size[1]} and {self.latent[0]}x{self.latent[1]} "
-                f"positions do not go together: ceil(size / factor) for one factor up to "
-                f"{MAX_FACTOR} gives the positions"
-            )
-        if self.coding != PACKED:
-            raise WetokError(f"coding {self.coding} of the ids is unknown; a newer wetok may know")
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the ids, [images, groups, latent height, latent width]."""
-        return (self.images, self.groups, *self.latent)
-
-    @property
-    def payload_size(self) -> int:
-        """Bytes of the packed ids."""
-        images, groups, height, width = self.shape
-        return packed_size(images * groups * height * width, self.group_bits)
+    header: Header
+    ids: NDArray[np.integer]
+    """[B,g,h,w]"""
+    margins: NDArray[np.uint8] | None = None
+    """[B,d,h,w]: how far each latent was from the other sign, in 1/64; 255 is that or more."""
 
 
-def encode(header: Header, ids: NDArray[np.integer]) -> bytes:
+def encode(
+    header: Header,
+    ids: NDArray[np.integer],
+    coding: Coding = "auto",
+    tables: CodingTables | None = None,
+) -> bytes:
     """The bytes of a file that holds `ids`, of shape `header.shape`.
 
-    The same header and ids always give the same bytes.
+    The same arguments always give the same bytes, on every machine.
 
     Raises:
         WetokError: ids of another shape, not integers, or not in [0, 2^d').
     """
-    return b"".join(_pieces(header, ids))
+    return b"".join(pieces([Part(header, ids)], coding, tables))
 
 
-def decode(data: bytes, source: str = "data") -> tuple[Header, NDArray[np.integer]]:
+def decode(
+    data: bytes, source: str = "data", tables: CodingTables | None = None
+) -> tuple[Header, NDArray[np.integer]]:
     """Header and ids [B,g,h,w] of the file whose bytes are `data`; errors speak of `source`.
 
     Raises:
-        WetokError: not a `.wetok` file, truncated, altered, of a newer version, or inconsistent.
+        WetokError: not a `.wetok` file, truncated, altered, of a newer version, or inconsistent;
+            it holds images of several sizes, or needs other learned tables than `tables`.
     """
     with _errors_name(source):
-        return _read_all(io.BytesIO(data), len(data))
+        return _only(TokenFile(io.BytesIO(data), len(data)), tables)
 
 
-def write(path: str | Path, header: Header, ids: NDArray[np.integer]) -> None:
+def write(
+    path: str | Path,
+    header: Header,
+    ids: NDArray[np.integer],
+    coding: Coding = "auto",
+    tables: CodingTables | None = None,
+) -> None:
     """Writes the file complete or not at all; an existing one is replaced.
 
     Raises:
         WetokError: as `encode`, or the file can't be written.
     """
-    pieces = list(_pieces(header, ids))
+    write_parts(path, [Part(header, ids)], coding, tables)
+
+
+def write_parts(
+    path: str | Path,
+    parts: Sequence[Part],
+    coding: Coding = "auto",
+    tables: CodingTables | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes images of several sizes by one model, and what JSON can say about them.
+
+    Raises:
+        WetokError: as `write`; parts by different models, or none; `metadata` that JSON can't
+            hold, or of more than 1 MiB.
+    """
+    written_pieces = list(pieces(parts, coding, tables, metadata))
     with written_beside(path) as beside, open(beside, "wb") as stream:
-        stream.writelines(pieces)
+        stream.writelines(written_pieces)
 
 
-def read(path: str | Path) -> tuple[Header, NDArray[np.integer]]:
+def read(
+    path: str | Path, tables: CodingTables | None = None
+) -> tuple[Header, NDArray[np.integer]]:
     """Header and ids [B,g,h,w], the ids in the smallest type that holds them.
 
     Memory is bounded by the file's real size: nothing is allocated for what a header merely claims.
@@ -146,45 +133,118 @@ def read(path: str | Path) -> tuple[Header, NDArray[np.integer]]:
     Raises:
         WetokError: as `decode`, or the file can't be read.
     """
-    with _opened(path) as (stream, size):
-        return _read_all(stream, size)
+    with opened(path) as file:
+        return _only(file, tables)
 
 
 def read_header(path: str | Path) -> Header:
-    """The header alone; the checksum is verified, the ids are not unpacked.
+    """The header alone; the checksum is verified, the ids are not decoded.
 
     Raises:
         WetokError: as `read`.
     """
-    with _opened(path) as (stream, size):
-        return _read_header(stream, size)[0]
+    with opened(path) as file:
+        return file.only
 
 
-def _pieces(header: Header, ids: NDArray[np.integer]) -> Iterator[bytes]:
-    if ids.shape != header.shape:
-        raise WetokError(f"ids have shape {ids.shape}, the header says {header.shape}")
-    if header.payload_size > _LARGEST - _IMAGES.size:
-        raise WetokError(
-            f"ids of {header.payload_size} bytes are too many for one file (4 GiB); write fewer "
-            "images to a file"
-        )
-    name = header.name.encode()
-    fingerprint = bytes.fromhex(header.fingerprint)
-    model = _MODEL.pack(fingerprint, header.groups, header.group_bits, len(name)) + name
-    images = _IMAGES.pack(header.coding, header.images, *header.size, *header.latent)
-    crc = 0
-    for piece in (
-        _PREFIX.pack(MAGIC, VERSION, 0),
-        _CHUNK.pack(b"MODL", len(model)),
-        model,
-        _CHUNK.pack(b"IMGS", len(images) + header.payload_size),
-        images,
-        pack(ids, header.group_bits),
-        _CHUNK.pack(b"CSUM", 4),
-    ):
-        crc = zlib.crc32(piece, crc)
-        yield piece
-    yield struct.pack("<I", crc)
+@contextmanager
+def opened(path: str | Path, *, verify: bool = True) -> Iterator[TokenFile]:
+    """The file, open for reading parts of it.
+
+    Args:
+        verify: check the whole file first. Without, what can be checked alone (the blocks of a
+            large image, the images of a large file) is checked as it is read, and for the rest the
+            whole file then.
+
+    Raises:
+        WetokError: as `read`; so do the methods of what is given.
+    """
+    with _stream(path) as (stream, size):
+        yield TokenFile(stream, size, verify=verify)
+
+
+def _only(file: TokenFile, tables: CodingTables | None) -> tuple[Header, NDArray[np.integer]]:
+    return file.only, file.read(tables=tables)
+
+
+def pieces(
+    parts: Sequence[Part],
+    coding: Coding,
+    tables: CodingTables | None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Iterator[bytes]:
+    """The bytes of the file that `write_parts` writes, in pieces.
+
+    Raises:
+        WetokError: as `write_parts`.
+    """
+    if coding not in get_args(Coding):
+        raise WetokError(f"coding={coding!r} must be one of {', '.join(get_args(Coding))}")
+    if not parts or len({_made_by(part.header) for part in parts}) > 1:
+        raise WetokError("parts: give tokens of at least one image, all by one model")
+    fingerprint, groups, group_bits, name = _made_by(parts[0].header)
+    model = MODEL.pack(bytes.fromhex(fingerprint), groups, group_bits, len(name)) + name
+    chunks: list[tuple[bytes, list[bytes]]] = [(b"MODL", [model])]
+    if metadata:
+        chunks.append((b"meta", [_json(metadata)]))
+    for part in parts:
+        payload = _coded(part, coding, tables, zlib.crc32(model))
+        if sum(len(piece) for piece in payload) > LARGEST:
+            raise WetokError(
+                "ids of 4 GiB or more are too many for one file; write fewer images to a file"
+            )
+        chunks.append((b"IMGS", payload))
+        if part.header.grey:
+            chunks.append((b"colr", [GREY]))
+        if part.margins is not None:
+            if part.margins.shape != part.header.bit_shape or part.margins.dtype != np.uint8:
+                raise WetokError(
+                    f"margins must be uint8 {list(part.header.bit_shape)}, not "
+                    f"{part.margins.dtype} {list(part.margins.shape)}"
+                )
+            chunks.append((b"marg", [part.margins.tobytes()]))
+    yield from written(chunks)
+
+
+def _made_by(header: Header) -> tuple[str, int, int, bytes]:
+    return header.fingerprint, header.groups, header.group_bits, header.name.encode()
+
+
+def _json(metadata: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False, allow_nan=False)
+        data = text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WetokError(f"metadata can't be written as JSON: {error}") from None
+    if len(data) > META_LIMIT:
+        raise WetokError(f"metadata of {len(data)} bytes; a file takes at most {META_LIMIT}")
+    return data
+
+
+def _coded(part: Part, coding: Coding, tables: CodingTables | None, before: int) -> list[bytes]:
+    """The payload of a chunk IMGS, in pieces."""
+    header = part.header
+    if part.ids.shape != header.shape:
+        raise WetokError(f"ids have shape {part.ids.shape}, the header says {header.shape}")
+    ids = checked(part.ids, header.group_bits)
+
+    def fixed(number: int) -> bytes:
+        return IMAGES.pack(number, header.images, *header.size, *header.latent)
+
+    def entropy(number: int, model: Model, digest: bytes) -> list[bytes]:
+        start = fixed(number) + digest
+        return [start, *compress(ids, header.group_bits, model, zlib.crc32(start, before))]
+
+    least = header.payload_size if coding == "auto" else LARGEST
+    if coding != "packed":
+        if tables is not None and tables.fits(header.groups, header.group_bits):
+            found = entropy(LEARNED, tables.model, tables.digest)
+            if sum(len(piece) for piece in found) - IMAGES.size < least:
+                return found
+        found = entropy(ADAPTIVE, AdaptiveModel(header.group_bits), b"")
+        if sum(len(piece) for piece in found) - IMAGES.size < least:
+            return found
+    return [fixed(PACKED), pack(ids, header.group_bits)]
 
 
 @contextmanager
@@ -196,7 +256,7 @@ def _errors_name(source: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
+def _stream(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
     """The file for reading and its real size."""
     try:
         # Before opening, since to open a pipe would wait for a writer.
@@ -209,116 +269,3 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
             raise
         reason = getattr(error, "strerror", None) or error
         raise WetokError(f"{path}: can't be read: {reason}") from None
-
-
-def _read_all(stream: BinaryIO, size: int) -> tuple[Header, NDArray[np.integer]]:
-    header, payload = _read_header(stream, size)
-    data = _take(stream, payload, header.payload_size, size)
-    ids = unpack(data, math.prod(header.shape), header.group_bits)
-    return header, ids.reshape(header.shape)
-
-
-def _read_header(stream: BinaryIO, size: int) -> tuple[Header, int]:
-    """The header and where the packed ids begin; the whole file is checked on the way."""
-    magic, version, flags = _PREFIX.unpack(_take(stream, 0, _PREFIX.size, size))
-    if magic != MAGIC:
-        raise WetokError("not a .wetok file")
-    if version != VERSION or flags:
-        raise WetokError(
-            f"has format version {version}, flags {flags}; this wetok reads version {VERSION}, "
-            "flags 0: update wetok"
-        )
-    end = size - _CHECKSUM.size
-    _verify_checksum(stream, end)
-    chunks = _find_chunks(stream, end)
-    if list(chunks) != [b"MODL", b"IMGS"]:
-        raise WetokError("must hold one chunk MODL and then one chunk IMGS")
-    position, length = chunks[b"MODL"]
-    fingerprint, groups, group_bits, name_length = _MODEL.unpack(
-        _take(stream, position, _MODEL.size, position + length)
-    )
-    if length != _MODEL.size + name_length:
-        raise WetokError(f"chunk MODL has {length} bytes, its name says otherwise")
-    try:
-        name = _take(stream, position + _MODEL.size, name_length, end).decode()
-    except UnicodeDecodeError:
-        raise WetokError("the model's name is not UTF-8") from None
-    position, length = chunks[b"IMGS"]
-    coding, images, *sides = _IMAGES.unpack(
-        _take(stream, position, _IMAGES.size, position + length)
-    )
-    header = Header(
-        name=name,
-        fingerprint=fingerprint.hex(),
-        groups=groups,
-        group_bits=group_bits,
-        images=images,
-        size=(sides[0], sides[1]),
-        latent=(sides[2], sides[3]),
-        coding=coding,
-    )
-    if length != _IMAGES.size + header.payload_size:
-        raise WetokError(
-            f"holds {length - _IMAGES.size} bytes of ids, its sizes ask for {header.payload_size}"
-        )
-    return header, position + _IMAGES.size
-
-
-def _verify_checksum(stream: BinaryIO, end: int) -> None:
-    if end < _PREFIX.size:
-        raise WetokError("truncated")
-    stream.seek(0)
-    crc = 0
-    left = end
-    while left:
-        piece = stream.read(min(left, _READ))
-        if not piece:
-            raise WetokError("truncated while it was read")
-        crc = zlib.crc32(piece, crc)
-        left -= len(piece)
-    tag, length, stored = _CHECKSUM.unpack(stream.read(_CHECKSUM.size))
-    if (tag, length) != (b"CSUM", 4):
-        raise WetokError("truncated, or followed by other bytes: it does not end in its checksum")
-    if zlib.crc32(_CHUNK.pack(tag, length), crc) != stored:
-        raise WetokError("altered or damaged: its checksum does not match")
-
-
-def _find_chunks(stream: BinaryIO, end: int) -> dict[bytes, tuple[int, int]]:
-    """Position and length of the payload of every chunk this version must understand."""
-    chunks: dict[bytes, tuple[int, int]] = {}
-    position = _PREFIX.size
-    while position < end:
-        tag, length = _CHUNK.unpack(_take(stream, position, _CHUNK.size, end))
-        position += _CHUNK.size
-        if not (tag.isalpha() and tag.isascii()):
-            raise WetokError(f"has a chunk tag {tag!r} that is not four letters")
-        if length > end - position:
-            raise WetokError(f"chunk {tag!r} claims {length} bytes, {end - position} are left")
-        if tag in (b"MODL", b"IMGS") and tag not in chunks:
-            chunks[tag] = (position, length)
-        elif tag[:1].isupper():
-            raise WetokError(f"has a chunk {tag!r} that this wetok can't read: update wetok")
-        position += length
-    return chunks
-
-
-def _take(stream: BinaryIO, position: int, length: int, end: int) -> bytes:
-    """`length` bytes at `position`, which must lie before `end`."""
-    if length > end - position:
-        raise WetokError("truncated")
-    stream.seek(position)
-    data = stream.read(length)
-    if len(data) != length:
-        raise WetokError("truncated while it was read")
-    return data
-
-
-def _some_factor(size: tuple[int, int], latent: tuple[int, int]) -> bool:
-    """Whether one factor f in 1..MAX_FACTOR has ceil(side / f) = positions on both axes."""
-    low, high = 1, MAX_FACTOR
-    for side, positions in zip(size, latent, strict=True):
-        # ceil(side / f) = n  <=>  side / n <= f < side / (n - 1)
-        low = max(low, -(-side // positions))
-        if positions > 1:
-            high = min(high, (side - 1) // (positions - 1))
-    return low <= high

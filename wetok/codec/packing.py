@@ -40,7 +40,7 @@ def pack(ids: NDArray[np.integer], group_bits: int) -> bytes:
     Raises:
         WetokError: ids that are not integers or not in [0, 2^d').
     """
-    flat = _checked(ids, group_bits).reshape(-1)
+    flat = checked(ids, group_bits).reshape(-1)
     octets = -(-flat.size // 8)
     packed = np.empty((octets, group_bits), np.uint8)
     for start in range(0, octets, _BLOCK):
@@ -105,7 +105,8 @@ def _overlaps(group_bits: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _checked(ids: NDArray[np.integer], group_bits: int) -> NDArray[np.integer]:
+def checked(ids: NDArray[np.integer], group_bits: int) -> NDArray[np.integer]:
+    """The ids in `id_dtype(group_bits)`; raises WetokError as `pack` does."""
     dtype = id_dtype(group_bits)
     if not np.issubdtype(ids.dtype, np.integer):
         raise WetokError(f"ids must be integers, not {ids.dtype}")

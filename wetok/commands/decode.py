@@ -23,17 +23,25 @@ def command(
     ] = None,
     out: options.Out = Path("out"),
     seed: options.Seed = 0,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default=False, help="Decode the first so many groups only: a coarse look."
+        ),
+    ] = None,
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
     """Turn .wetok files back into photographs.
 
     A file says which model made it, and another is refused.
-    A file of several images gives NAME.png, NAME.1.png and so on.
+    A file of several images gives NAME.png, NAME.1.png and so on;
+    greyscale photographs come back as greyscale PNGs.
 
     Example: wetok decode tokens/cat.wetok -o out
     """
-    from wetok.codec.tokens import Tokens
+    from wetok.codec.file import opened
+    from wetok.codec.tokens import ModelRef, Tokens
     from wetok.commands.batch import Job, files_in, plan
     from wetok.commands.picture import save_png
     from wetok.config import WetokError
@@ -60,20 +68,27 @@ def command(
         tokenizer_for(model)  # a wrong --model is one mistake, not one for each file
 
     def work(job: Job) -> str:
-        tokens = Tokens.load(job.source)
-        tokenizer = tokenizer_for(model or tokens.model.name)
+        with opened(job.source) as file:
+            header = file.headers[0]
+        tokenizer = tokenizer_for(model or header.name)
+        tokenizer.check_model(ModelRef(header.name, header.fingerprint))
+        every = Tokens.load_all(job.source, tokenizer.tables, groups)
         targets = [
             job.target.with_suffix(f".{number}.png") if number else job.target
-            for number in range(len(tokens))
+            for number in range(sum(len(tokens) for tokens in every))
         ]
         for target in targets:
             if target in written or (target.exists() and not force):
                 raise WetokError(f"{job.source}: {target} exists; give another --out")
-        images = tokenizer.decode(tokens, seed=seed)
+        images = [
+            image.convert("L") if tokens.grey else image
+            for tokens in every
+            for image in tokenizer.decode(tokens, seed=seed)
+        ]
         for image, target in zip(images, targets, strict=True):
             save_png(image, target)
             written.add(target)
-        height, width = tokens.size
+        height, width = header.size
         more = f" (and {len(images) - 1} more)" if len(images) > 1 else ""
         return f"{job.source} -> {job.target}{more}  {width}x{height}"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from wetok.commands import options
 
@@ -11,6 +14,10 @@ def command(
     inputs: options.Images,
     model: options.Model = options.DEFAULT_MODEL,
     out: options.Out = Path("out"),
+    coding: Annotated[
+        str,
+        typer.Option(help="auto, packed (fixed length) or entropy; auto takes the smaller."),
+    ] = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -21,16 +28,25 @@ def command(
 
     Example: wetok encode photos/ cat.jpg -o tokens
     """
+    from dataclasses import replace
+    from typing import cast, get_args
+
+    from wetok.codec.file import Coding
     from wetok.commands.batch import Job, plan
+    from wetok.commands.picture import is_grey
+    from wetok.config import WetokError
     from wetok.data.images import find_images, load_image
 
+    if coding not in get_args(Coding):
+        raise WetokError(f"--coding {coding!r} must be one of {', '.join(get_args(Coding))}")
     batch = plan(inputs, out, ".wetok", find_images, force=force)
     tokenizer = options.load(model, device)
 
     def work(job: Job) -> str:
         image = load_image(job.source)
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.encode(image).save(job.target)
+        tokens = replace(tokenizer.encode(image), grey=is_grey(image))
+        tokens.save(job.target, cast(Coding, coding))
         size = job.target.stat().st_size
         bpp = 8 * size / (image.width * image.height)
         return (

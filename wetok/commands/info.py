@@ -63,25 +63,34 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _tokens(path: Path) -> dict[str, Any]:
-    from wetok.codec.file import read_header
+    from wetok.codec.file import opened
+    from wetok.codec.header import CODINGS
 
-    header = read_header(path)
+    with opened(path) as file:
+        headers, metadata = file.headers, file.metadata
+    header = headers[0]
     size = path.stat().st_size
     height, width = header.size
-    pixels = header.images * height * width
+    pixels = sum(one.images * one.size[0] * one.size[1] for one in headers)
+    packed = sum(one.payload_size for one in headers)
     return {
         "file": str(path),
         "bytes": size,
         "model": header.name,
         "fingerprint": header.fingerprint,
-        "images": header.images,
+        "images": sum(one.images for one in headers),
+        "sizes": len(headers),
         "width": width,
         "height": height,
         "groups": header.groups,
         "group_bits": header.group_bits,
+        "coding": CODINGS[header.coding],
+        "packed_bytes": packed,
         "positions": f"{header.latent[1]}x{header.latent[0]}",
         "bpp": 8 * size / pixels,
         "ratio": 24 * pixels / (8 * size),
+        **({"tables": header.tables} if header.tables else {}),
+        **({"metadata": metadata} if metadata else {}),
     }
 
 

@@ -51,6 +51,12 @@ def side_by_side(pairs: Sequence[Pair], title: str | None = None) -> Image.Image
     return sheet
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether red, green and blue of an RGB image are the same everywhere."""
+    red, green, blue = image.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()
+
+
 def save_png(image: Image.Image, target: Path) -> None:
     """Write `image` as the PNG `target`, complete or not at all; folders are made."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from wetok.config import ModelConfig, WetokError
 from wetok.data.images import load_image, to_pil, to_tensor, to_uint8
 from wetok.model.decoder import sample_noise
 from wetok.model.network import TokenizerNetwork
+
+if TYPE_CHECKING:
+    from wetok.codec.tables import CodingTables
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
 
@@ -37,12 +40,16 @@ class Tokenizer(
 
     Images of a batch pass one by one: the ids and pixels of one don't depend on its neighbours.
     `model` is the network itself (`.encoder`, `.quantizer`, `.decoder`); it is taken over, in
-    evaluation mode and without gradients.
+    evaluation mode and without gradients. `tables` (from the model's folder, or None) are what its
+    tokens are entropy-coded with when they are saved.
     """
 
-    def __init__(self, model: TokenizerNetwork, name: str = "unnamed") -> None:
+    def __init__(
+        self, model: TokenizerNetwork, name: str = "unnamed", tables: CodingTables | None = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
+        self.tables = tables
         self._fingerprint: str | None = None
 
     @property
@@ -73,12 +80,13 @@ class Tokenizer(
         return self
 
     @torch.no_grad()
-    def encode(self, image: ImageLike | Sequence[ImageLike]) -> Tokens:
+    def encode(self, image: ImageLike | Sequence[ImageLike], *, margins: bool = False) -> Tokens:
         """Tokens of one image or of several of one size.
 
         Args:
             image: PIL image, path, uint8 [H,W,3] or [B,H,W,3], float [3,H,W] or [B,3,H,W] in
                 [-1,1] (numpy or torch), or a list of these. Any size from 1 x 1 on.
+            margins: keep how certain each bit is (`Tokens.margins`).
 
         Returns:
             Tokens with ids [B,g,h,w], h = ceil(H/f), w = ceil(W/f), and the true size.
@@ -88,11 +96,21 @@ class Tokenizer(
         """
         batch = _batch(image)
         size = (batch.shape[-2], batch.shape[-1])
-        ids = []
+        ids, distances = [], []
         for one in batch.split(1):
             padded = pad_to_multiple(one.to(self.device), self.config.factor)
-            ids.append(self.model.quantizer(self.model.encoder(padded)).ids.cpu())
-        return Tokens(torch.cat(ids), size, self.ref, self.config.group_bits)
+            latent = self.model.encoder(padded)
+            ids.append(self.model.quantizer(latent).ids.cpu())
+            if margins:
+                distances.append((latent.abs() * 64).clamp(max=255).to(torch.uint8).cpu())
+        return Tokens(
+            torch.cat(ids),
+            size,
+            self.ref,
+            self.config.group_bits,
+            margins=torch.cat(distances) if margins else None,
+            tables=self.tables,
+        )
 
     @torch.no_grad()
     def decode(
@@ -116,6 +134,8 @@ class Tokenizer(
         self.check(tokens)
         seeds = _seeds(seed, len(tokens))
         code = self.model.quantizer.ids_to_code(tokens.ids.to(self.device))
+        if tokens.known is not None:
+            code[:, tokens.known * self.config.group_bits :] = 0  # neither sign
         noise = sample_noise(seeds, code.shape[1:], code) if self.config.generative else None
         height, width = tokens.size
         image = self.model.decode(code, noise)[..., :height, :width].clamp(-1, 1)
@@ -130,16 +150,20 @@ class Tokenizer(
                 f"tokens of type {type(tokens).__name__}: give Tokens, as `encode` makes them and "
                 "`Tokens.load` reads them from a file"
             )
-        if tokens.model.fingerprint != self.fingerprint:
-            raise WetokError(
-                f"tokens of model {tokens.model.name!r} ({tokens.model.fingerprint}) can't be "
-                f"decoded by {self.name!r} ({self.fingerprint}); load the model they were made with"
-            )
+        self.check_model(tokens.model)
         positions = tuple(-(-side // self.config.factor) for side in tokens.size)
         if tuple(tokens.ids.shape[-2:]) != positions:
             raise WetokError(
                 f"tokens have {list(tokens.ids.shape[-2:])} positions for an image of "
                 f"{list(tokens.size)} pixels; this model makes {list(positions)}"
+            )
+
+    def check_model(self, made_by: ModelRef) -> None:
+        """Raises WetokError unless `made_by` is this very model."""
+        if made_by.fingerprint != self.fingerprint:
+            raise WetokError(
+                f"tokens of model {made_by.name!r} ({made_by.fingerprint}) can't be "
+                f"decoded by {self.name!r} ({self.fingerprint}); load the model they were made with"
             )
 
     def save_pretrained(
@@ -154,6 +178,9 @@ class Tokenizer(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         checkpoint.save_folder(save_directory, self.model, self.name)
+        if self.tables is not None:
+            with checkpoint.written_beside(save_directory / checkpoint.TABLES) as beside:
+                beside.write_bytes(self.tables.data)
 
     @classmethod
     def from_pretrained(
@@ -167,9 +194,10 @@ class Tokenizer(
 
         `hub` are `hf_hub_download`'s cache_dir, force_download, local_files_only and token.
         """
-        return cls(
-            *checkpoint.load_network(pretrained_model_name_or_path, revision=revision, **hub)
-        )
+        name_or_path = pretrained_model_name_or_path
+        network, name = checkpoint.load_network(name_or_path, revision=revision, **hub)
+        tables = checkpoint.find_tables(name_or_path, revision=revision, **hub)
+        return cls(network, name, tables)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
