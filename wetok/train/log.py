@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wetok.checkpoint import written_beside
+from wetok.config import WetokError
 from wetok.distributed import all_reduce_mean, rank
 from wetok.model.usage import UsageCounter
 from wetok.train.step import StepResult
@@ -90,11 +91,21 @@ class RunLog:
         return record
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line of its own; with a `step`, by which a resumed run knows what to remove."""
+        """Adds a line of its own; with a `step`, by which a resumed run knows what to remove.
+
+        Raises:
+            WetokError: the disk is full, or the file can't be written.
+        """
         if not self._writes:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise WetokError(
+                f"{self.path}: the log can't be written ({error.strerror}); checkpoints are "
+                "intact: make room and go on with --resume"
+            ) from None
 
     def _usage(self) -> dict[str, Any]:
         total = self._counter.total()

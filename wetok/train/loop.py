@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
-from wetok.checkpoint import Precision, load_network, save_folder
+from wetok.checkpoint import Precision, load_network, save_folder, written_beside
 from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
 from wetok.data.loader import TrainLoader
 from wetok.data.opening import open_source
@@ -206,17 +207,16 @@ class Run:
     def train(self) -> bool:
         """Runs to the last step; False when a signal ended it early (after a checkpoint)."""
         state, model, steps = self.state, self.config.model, self.config.run.steps
-        if self.processes.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            settings = self.config.model_dump_json(indent=2) + "\n"
-            (self.folder / "config.json").write_text(settings, encoding="utf-8")
-        self.log = RunLog(
-            self.folder / "log.jsonl",
-            model.groups,
-            model.group_bits,
-            state.step,
-            validated=state.step < steps,
-        )
+        with self.processes.together():
+            if self.processes.is_main:
+                self._begin_folder()
+            self.log = RunLog(
+                self.folder / "log.jsonl",
+                model.groups,
+                model.group_bits,
+                state.step,
+                validated=0 < state.step < steps,  # at both ends it happens again
+            )
         train = self.config.data.train
         origin = f"{len(train)} sources" if isinstance(train, tuple) else train
         origin = origin.path if isinstance(origin, SourceConfig) else origin
@@ -234,6 +234,18 @@ class Run:
                 self._checkpoint(validate=finished)
         self.trackers.close()
         return finished
+
+    def _begin_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WetokError(
+                f"out={self.folder}: can't be made ({error.strerror}); name another --out"
+            ) from None
+        for left in [*self.folder.rglob(".wetok-*.tmp")]:  # half written by a run that was killed
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+        with written_beside(self.folder / "config.json") as beside:
+            beside.write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def _stretch(self) -> None:
         """Steps until the settings change, the run ends or a signal comes."""
@@ -256,7 +268,8 @@ class Run:
                 self.log.add(result, batch, seconds, waited)
                 self._tell_broken(result)
                 if state.step % run.log_every == 0 or state.step == end:
-                    record = self.log.line(state.step, state.seconds, state.skipped)
+                    with processes.together():
+                        record = self.log.line(state.step, state.seconds, state.skipped)
                     self.trackers.log(record)
                     self.watcher.step(record)
                     self._tell_skipped(loader.failures)
@@ -288,11 +301,16 @@ class Run:
             parts.append(Batch(moved, noise))
         return parts
 
+    def _append(self, record: dict[str, Any]) -> None:
+        """Adds a line to the log; every process must call it."""
+        with self.processes.together():
+            self.log.append({"step": self.state.step, **record})
+
     def _tell_broken(self, result: StepResult) -> None:
         if result.broken is None:
             return
         state = self.state
-        self.log.append({"step": state.step, "not_taken": result.broken})
+        self._append({"not_taken": result.broken})
         self.watcher.event(
             f"step {state.step} not taken: {result.broken} is NaN or infinite "
             f"({state.skipped} so far; run.max_skipped={self.config.run.max_skipped} in a row end "
@@ -306,7 +324,7 @@ class Run:
         for one in self.processes.gathered(own):
             everyone |= one
         for reason in everyone.values():
-            self.log.append({"step": self.state.step, "skipped_image": reason})
+            self._append({"skipped_image": reason})
             self.watcher.event(f"skipped: {reason}")
 
     def _sample(self) -> None:
@@ -326,7 +344,7 @@ class Run:
         with state.ema.applied(state.network):
             scores = self.validation.score(state.network, self.lpips)
         best = state.step > 0 and (state.best is None or scores["score"] < state.best)
-        self.log.append({"step": state.step, "validation": scores, "best": best})
+        self._append({"validation": scores, "best": best})
         self.trackers.log({"step": state.step, "validation": scores})
         told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         self.watcher.event(f"step {state.step}: {told}{' (best so far)' if best else ''}")
