@@ -29,6 +29,7 @@ def command(
             min=1, show_default=False, help="Decode the first so many groups only: a coarse look."
         ),
     ] = None,
+    tiles: options.Tiles = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -40,14 +41,18 @@ def command(
 
     Example: wetok decode tokens/cat.wetok -o out
     """
+    from typing import cast
+
     from wetok.codec.file import opened
     from wetok.codec.tokens import ModelRef, Tokens
     from wetok.commands.batch import Job, files_in, plan
     from wetok.commands.picture import save_png
     from wetok.config import WetokError
+    from wetok.model.tiling import Mode, Tiling
     from wetok.model.tokenizer import Tokenizer
 
     batch = plan(inputs, out, ".png", lambda path: files_in(path, ".wetok"), force=force)
+    tiling = Tiling.of(cast(Mode, tiles))
     loaded: dict[str, Tokenizer] = {}
     written: set[Path] = set()
 
@@ -83,7 +88,7 @@ def command(
         images = [
             image.convert("L") if tokens.grey else image
             for tokens in every
-            for image in tokenizer.decode(tokens, seed=seed)
+            for image in tokenizer.decode(tokens, seed=seed, tiles=tiling)
         ]
         for image, target in zip(images, targets, strict=True):
             save_png(image, target)

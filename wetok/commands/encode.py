@@ -18,6 +18,7 @@ def command(
         str,
         typer.Option(help="auto, packed (fixed length) or entropy; auto takes the smaller."),
     ] = "auto",
+    tiles: options.Tiles = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -35,17 +36,20 @@ def command(
     from wetok.commands.batch import Job, plan
     from wetok.commands.picture import is_grey
     from wetok.config import WetokError
-    from wetok.data.images import find_images, load_image
+    from wetok.data.images import find_images
+    from wetok.model.pixels import open_image
+    from wetok.model.tiling import Mode, Tiling
 
     if coding not in get_args(Coding):
         raise WetokError(f"--coding {coding!r} must be one of {', '.join(get_args(Coding))}")
     batch = plan(inputs, out, ".wetok", find_images, force=force)
+    tiling = Tiling.of(cast(Mode, tiles))
     tokenizer = options.load(model, device)
 
     def work(job: Job) -> str:
-        image = load_image(job.source)
+        image = open_image(job.source, unlimited=tiling.mode in ("fast", "exact"))
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        tokens = replace(tokenizer.encode(image), grey=is_grey(image))
+        tokens = replace(tokenizer.encode(image, tiles=tiling), grey=is_grey(image))
         tokens.save(job.target, cast(Coding, coding))
         size = job.target.stat().st_size
         bpp = 8 * size / (image.width * image.height)

@@ -32,6 +32,13 @@ Seed = Annotated[
     int, typer.Option(callback=_not_negative, help="Of a generative decoder's noise, from 0 on.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, ...")]
+Tiles = Annotated[
+    str,
+    typer.Option(
+        help="For large images: off (as a whole), exact (in strips: slower, the same result), fast "
+        "(in tiles: a few bits differ), or auto: off where memory allows it, else exact."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -53,8 +53,12 @@ def side_by_side(pairs: Sequence[Pair], title: str | None = None) -> Image.Image
 
 def is_grey(image: Image.Image) -> bool:
     """Whether red, green and blue of an RGB image are the same everywhere."""
-    red, green, blue = image.split()
-    return red.tobytes() == green.tobytes() == blue.tobytes()
+    for top in range(0, image.height, 256):  # in bands: an image may fill half the memory
+        band = image.crop((0, top, image.width, min(top + 256, image.height)))
+        red, green, blue = band.split()
+        if not red.tobytes() == green.tobytes() == blue.tobytes():
+            return False
+    return True
 
 
 def save_png(image: Image.Image, target: Path) -> None:

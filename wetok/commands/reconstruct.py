@@ -18,6 +18,7 @@ def command(
         bool, typer.Option("--side-by-side", help="Write the original beside the reconstruction.")
     ] = False,
     seed: options.Seed = 0,
+    tiles: options.Tiles = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -28,18 +29,24 @@ def command(
 
     Example: wetok reconstruct photos/ -o out --side-by-side
     """
+    from typing import cast
+
     from wetok.commands.batch import Job, plan
     from wetok.commands.picture import Pair, save_png
     from wetok.commands.picture import side_by_side as beside
     from wetok.commands.scores import score
-    from wetok.data.images import find_images, load_image
+    from wetok.data.images import find_images
+    from wetok.model.pixels import open_image
+    from wetok.model.tiling import Mode, Tiling
 
     batch = plan(inputs, out, ".png", find_images, force=force)
+    tiling = Tiling.of(cast(Mode, tiles))
     tokenizer = options.load(model, device)
 
     def work(job: Job) -> str:
-        original = load_image(job.source)
-        (image,) = tokenizer.decode(tokenizer.encode(original), seed=seed)
+        original = open_image(job.source, unlimited=tiling.mode in ("fast", "exact"))
+        tokens = tokenizer.encode(original, tiles=tiling)
+        (image,) = tokenizer.decode(tokens, seed=seed, tiles=tiling)
         told = score(original, image)
         if side_by_side:
             pair = Pair(original, image, job.source.name, f"{tokenizer.name}: {told}")

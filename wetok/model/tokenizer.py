@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from wetok.config import ModelConfig, WetokError
 from wetok.data.images import load_image, to_pil, to_tensor, to_uint8
 from wetok.model.decoder import sample_noise
 from wetok.model.network import TokenizerNetwork
+from wetok.model.pixels import ImageLike, Output, largest, reflected, singles
+from wetok.model.tiling import Mode, Tiling, decoded, latent_bands
 
 if TYPE_CHECKING:
     from wetok.codec.tables import CodingTables
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
 
 
 class Tokenizer(
@@ -80,29 +80,43 @@ class Tokenizer(
         return self
 
     @torch.no_grad()
-    def encode(self, image: ImageLike | Sequence[ImageLike], *, margins: bool = False) -> Tokens:
+    def encode(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        *,
+        margins: bool = False,
+        tiles: Mode | Tiling = "auto",
+    ) -> Tokens:
         """Tokens of one image or of several of one size.
 
         Args:
             image: PIL image, path, uint8 [H,W,3] or [B,H,W,3], float [3,H,W] or [B,3,H,W] in
                 [-1,1] (numpy or torch), or a list of these. Any size from 1 x 1 on.
             margins: keep how certain each bit is (`Tokens.margins`).
+            tiles: how large images pass: "off", as a whole; "exact", over strips and files, with
+                the same ids; "fast", over tiles, with nearly the same; "auto", as a whole where
+                the memory is there, else exact. More in `wetok.model.tiling.Tiling`.
 
         Returns:
             Tokens with ids [B,g,h,w], h = ceil(H/f), w = ceil(W/f), and the true size.
 
         Raises:
-            WetokError: not an image, a wrong shape or range, sizes that differ.
+            WetokError: not an image, a wrong shape or range, sizes that differ; no room for the
+                files of exact tiles.
         """
-        batch = _batch(image)
-        size = (batch.shape[-2], batch.shape[-1])
+        size, latents = self._latents(image, Tiling.of(tiles))
         ids, distances = [], []
-        for one in batch.split(1):
-            padded = pad_to_multiple(one.to(self.device), self.config.factor)
-            latent = self.model.encoder(padded)
-            ids.append(self.model.quantizer(latent).ids.cpu())
+        for bands in latents:
+            rows: list[Tensor] = []
+            row_distances: list[Tensor] = []
+            for latent in bands:
+                rows.append(self.model.quantizer(latent).ids.cpu())
+                if margins:
+                    near = (latent.abs() * 64).clamp(max=255)
+                    row_distances.append(near.to(torch.uint8).cpu())
+            ids.append(torch.cat(rows, 2))
             if margins:
-                distances.append((latent.abs() * 64).clamp(max=255).to(torch.uint8).cpu())
+                distances.append(torch.cat(row_distances, 2))
         return Tokens(
             torch.cat(ids),
             size,
@@ -112,12 +126,30 @@ class Tokenizer(
             tables=self.tables,
         )
 
+    def _latents(
+        self, image: ImageLike | Sequence[ImageLike], tiling: Tiling
+    ) -> tuple[tuple[int, int], Iterator[Iterable[Tensor]]]:
+        """The true size, and for each image its latent [1,d,h,w] in bands of rows."""
+        mode = tiling.chosen(self.model, largest(image), self.device)
+        if mode == "off":
+            batch = _batch(image)
+            factor, device = self.config.factor, self.device
+            padded = (pad_to_multiple(one.to(device), factor) for one in batch.split(1))
+            size = (batch.shape[-2], batch.shape[-1])
+            return size, ([self.model.encoder(one)] for one in padded)
+        images = singles(image, unlimited=tiling.mode != "auto")
+        return largest(images), (
+            (latent for _, latent in latent_bands(self.model, one, tiling, mode)) for one in images
+        )
+
     @torch.no_grad()
     def decode(
         self,
         tokens: Tokens,
         seed: int | Sequence[int] = 0,
-        output: Literal["pil", "uint8", "float"] = "pil",
+        output: Output = "pil",
+        *,
+        tiles: Mode | Tiling = "auto",
     ) -> Any:
         """Images of `tokens`, at their true size.
 
@@ -125,14 +157,26 @@ class Tokenizer(
             tokens: what `encode` of this model gave.
             seed: of a generative decoder's noise; one for every image, or one each.
             output: "pil": list of PIL images; "uint8": [B,3,H,W]; "float": [B,3,H,W] in [-1,1].
+            tiles: as in `encode`; "exact" gives the pixels of the whole image.
 
         Raises:
-            WetokError: the tokens are another model's, or a wrong number of seeds.
+            WetokError: the tokens are another model's, or a wrong number of seeds; no room for
+                the files of exact tiles.
         """
         if output not in ("pil", "uint8", "float"):
             raise WetokError(f"output={output!r} must be 'pil', 'uint8' or 'float'")
         self.check(tokens)
         seeds = _seeds(seed, len(tokens))
+        tiling = Tiling.of(tiles)
+        mode = tiling.chosen(self.model, tokens.size, self.device)
+        if mode != "off":
+            images = [
+                decoded(self.model, ids, tokens.size, seed, output, tiling, mode, tokens.known)
+                for ids, seed in zip(tokens.ids.split(1), seeds, strict=True)
+            ]
+            if output == "pil":
+                return images
+            return images[0][None] if len(images) == 1 else torch.stack(images)
         code = self.model.quantizer.ids_to_code(tokens.ids.to(self.device))
         if tokens.known is not None:
             code[:, tokens.known * self.config.group_bits :] = 0  # neither sign
@@ -221,16 +265,9 @@ def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
     The reflection repeats where the image is narrower than what is missing, so 1 x 1 works.
     """
     height, width = image.shape[-2:]
-    rows = _reflected(height, -(-height // factor) * factor, image.device)
-    columns = _reflected(width, -(-width // factor) * factor, image.device)
+    rows = reflected(height, -(-height // factor) * factor).to(image.device)
+    columns = reflected(width, -(-width // factor) * factor).to(image.device)
     return image[..., rows[:, None], columns]
-
-
-def _reflected(length: int, target: int, device: torch.device) -> Tensor:
-    """Indices 0, 1, ..., n-1, n-2, ..., 1, 0, 1, ... of a line of n, `target` of them."""
-    period = max(1, 2 * (length - 1))
-    index = torch.arange(target, device=device) % period
-    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)
 
 
 def _batch(image: ImageLike | Sequence[ImageLike]) -> Tensor:
