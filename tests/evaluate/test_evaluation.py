@@ -16,9 +16,9 @@ from wetok.codec.tokens import Tokens
 from wetok.config import ModelConfig, WetokError
 from wetok.data.images import load_image
 from wetok.data.transforms import center_crop
-from wetok.evaluate.evaluation import Evaluation
+from wetok.evaluate.evaluation import Evaluation, score_together
 from wetok.evaluate.frechet import Moments
-from wetok.evaluate.networks import Networks
+from wetok.evaluate.networks import Looked, Networks
 from wetok.evaluate.protocols import PROTOCOLS, protocol
 from wetok.evaluate.systems import Reconstruction
 from wetok.losses.perceptual import LPIPS
@@ -318,3 +318,42 @@ def test_a_reference_must_fit(photos: list[Path], tmp_path: Path) -> None:
         Evaluation(make(), protocol("original"), networks, reference={"fd-vgg": narrow})
     with pytest.raises(WetokError, match="'rfid' is not measured"):
         evaluation.moments("rfid")
+
+
+def test_several_systems_together(photos: list[Path], tmp_path: Path, lpips: LPIPS) -> None:
+    """The numbers of each by itself; what one can't take fails for that one."""
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    paths = [*photos, tmp_path / "empty.png", tmp_path / "small.png"]
+    networks, known = Networks([lpips]), protocol("original")
+    systems = [make(), Halved(), Halved(crop=1)]
+    together = [Evaluation(system, known, networks) for system in systems]
+    looks = count_looks(networks)
+    steps: list[int] = []
+    score_together(together, paths, lambda: steps.append(1))
+    assert len(steps) == 5
+    assert len(looks) == 1 + 3 + 3 + 3, "small one once; three originals, two systems that go well"
+    for index, system in enumerate(systems[:2]):
+        alone = Evaluation(system, known, networks)
+        alone.add_all(paths)
+        assert alone.failures == together[index].failures and len(alone.failures) == 2
+        for key, value in alone.summary().items():
+            if not key.endswith("_seconds"):
+                assert together[index].summary()[key] == value, key
+    assert len(together[2].failures) == 5 and not together[2].images
+    other = Evaluation(Halved(), protocol("modern-256"), networks)
+    with pytest.raises(WetokError, match="can't be scored together"):
+        score_together([together[0], other], paths)
+
+
+def count_looks(networks: Networks) -> list[int]:
+    """Grows by one with every look through `networks`."""
+    looks: list[int] = []
+    look = networks.look
+
+    def counting(images: torch.Tensor) -> Looked:
+        looks.append(1)
+        return look(images)
+
+    networks.look = counting  # type: ignore[method-assign]
+    return looks

@@ -15,13 +15,14 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from torch import Tensor
 
 import wetok
 from wetok.config import WetokError
 from wetok.distributed import rank, world_size
 from wetok.evaluate.codes import CodeStatistics
 from wetok.evaluate.frechet import FeatureStatistics, Moments, frechet_distance
-from wetok.evaluate.networks import Networks
+from wetok.evaluate.networks import Looked, Networks
 from wetok.evaluate.pixels import psnr, ssim
 from wetok.evaluate.processes import gathered
 from wetok.evaluate.protocols import Protocol, preprocessing_hash
@@ -38,6 +39,15 @@ class _Loaded(NamedTuple):
     name: str
     image: Image.Image
     content: bytes
+
+
+class _Original(NamedTuple):
+    """What every system's reconstruction of an image is compared with."""
+
+    image: Tensor
+    """[1,3,H,W] in [-1,1], on a CPU: what systems get."""
+    pixels: Tensor
+    looked: Looked
 
 
 class Evaluation:
@@ -105,7 +115,8 @@ class Evaluation:
         Raises:
             WetokError: it can't be read, or is too small for a score; it then counts nowhere.
         """
-        return self._score(len(self.images), self._load(path))
+        loaded = self._load(path)
+        return self._score(len(self.images), loaded, self._original(loaded))
 
     def add_image(self, image: Image.Image, name: str) -> dict[str, Any]:
         """Scores an RGB image in memory; the protocol's way of reading files does not apply.
@@ -114,23 +125,15 @@ class Evaluation:
             WetokError: as for `add`.
         """
         content = hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).digest()
-        return self._score(len(self.images), _Loaded(name, image, content))
+        loaded = _Loaded(name, image, content)
+        return self._score(len(self.images), loaded, self._original(loaded))
 
     def add_all(self, paths: Iterable[Path], step: Callable[[], None] = lambda: None) -> None:
         """Scores every image; what fails is listed in `failures`, one line each, the rest go on.
 
         Of several processes, each takes its share: every one must be given the same list.
         """
-        share = list(enumerate(paths))[rank() :: world_size()]
-        for (place, path), loaded in zip(share, self._ahead(p for _, p in share), strict=True):
-            try:
-                if isinstance(loaded, WetokError):
-                    raise loaded
-                self._score(place, loaded)
-            except WetokError as error:
-                text = str(error)
-                self.failures.append(text if path.name in text else f"{path}: {text}")
-            step()
+        score_together([self], paths, step)
 
     def gather(self) -> None:
         """Joins what all processes have scored; afterwards each of them has the whole.
@@ -230,18 +233,20 @@ class Evaluation:
                 yield waiting.pop(0).result()
                 waiting += [pool.submit(load, path) for path in islice(paths, 1)]
 
-    @torch.no_grad()
-    def _score(self, place: int, loaded: _Loaded) -> dict[str, Any]:
+    def _original(self, loaded: _Loaded) -> _Original:
         image = self.protocol.to_float(self.protocol.prepare(loaded.image))[None]
-        result = self.system.reconstruct(image, self.seeds)
-        original = image.to(result.images[0].device)
+        original = image.to(self.system.device)
         looked = self.networks.look(self.protocol.seen(original))
-        pixels = self.protocol.to_8bit(original)
+        return _Original(image, self.protocol.to_8bit(original), looked)
+
+    def _score(self, place: int, loaded: _Loaded, original: _Original) -> dict[str, Any]:
+        image, pixels, looked = original
+        result = self.system.reconstruct(image, self.seeds)
         samples, features = [], []
         for again in result.images:
-            if again.shape != original.shape:
+            if again.shape != image.shape:
                 raise WetokError(
-                    f"{self.system.name!r} made {list(again.shape)} of {list(original.shape)}"
+                    f"{self.system.name!r} made {list(again.shape)} of {list(image.shape)}"
                 )
             seen = self.networks.look(self.protocol.seen(again))
             samples.append(
@@ -355,6 +360,50 @@ class Evaluation:
                     f"reference for {name!r} has {key} {moments.about[key]}, not {value}: numbers "
                     "made differently can't be compared"
                 )
+
+
+def score_together(
+    evaluations: Sequence[Evaluation],
+    paths: Iterable[Path],
+    step: Callable[[], None] = lambda: None,
+) -> None:
+    """`add_all` for several systems: each image is read, and the original looked at, only once.
+
+    Of the networks' work, which is most of it, nearly half is saved. What one system can't take
+    counts as failed for that one. `step` is called after each image.
+
+    Raises:
+        WetokError: they differ in protocol, networks or device.
+    """
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if (
+            other.protocol != first.protocol
+            or other.networks is not first.networks
+            or other.system.device != first.system.device
+        ):
+            raise WetokError(
+                f"{other.system.name!r} and {first.system.name!r} can't be scored together: they "
+                "need one protocol, one Networks object and one device"
+            )
+    share = list(enumerate(paths))[rank() :: world_size()]
+    for (place, path), loaded in zip(share, first._ahead(p for _, p in share), strict=True):
+        original: _Original | WetokError
+        try:
+            if isinstance(loaded, WetokError):
+                raise loaded
+            original = first._original(loaded)
+        except WetokError as error:
+            original = error
+        for one in evaluations:
+            try:
+                if isinstance(loaded, WetokError) or isinstance(original, WetokError):
+                    raise original  # type: ignore[misc]
+                one._score(place, loaded, original)
+            except WetokError as error:
+                text = str(error)
+                one.failures.append(text if path.name in text else f"{path}: {text}")
+        step()
 
 
 def versions() -> dict[str, str]:

@@ -28,20 +28,20 @@ IDENTITY = {
     "samples": "samples",
 }
 
-# How far a score may move between machines: absolute, or relative (`rel`) where it has no scale.
-# Another processor rounds convolutions differently, which flips a bit of a latent near 0 now and
-# then; measured between thread counts and memory layouts it is a tenth of these.
+# How far a score may move between machines: absolute ("abs"), or as a share of itself ("rel").
+# On one CPU, other thread counts and another library's convolutions moved PSNR by 2e-7 dB, SSIM by
+# 1e-7, LPIPS by 1e-6 and fd-vgg by 2e-5 of itself. The room is for processors that round coarser.
 TOLERANCES = {
-    "psnr": (1e-2, "abs"),
-    "ssim": (1e-4, "abs"),
+    "psnr": (1e-3, "abs"),
+    "ssim": (1e-5, "abs"),
     "lpips-": (1e-4, "abs"),
-    "rfid": (1e-2, "rel"),
-    "fid": (1e-2, "rel"),
-    "fd-": (1e-2, "rel"),
+    "rfid": (1e-3, "rel"),
+    "fid": (1e-3, "rel"),
+    "fd-": (1e-3, "rel"),
     "bpp": (1e-9, "abs"),
-    "coded_bpp": (1e-3, "rel"),
-    "token_entropy": (1e-2, "abs"),
-    "usage": (1e-2, "abs"),
+    "coded_bpp": (1e-4, "rel"),
+    "token_entropy": (1e-3, "abs"),
+    "usage": (1e-3, "abs"),
 }
 
 
