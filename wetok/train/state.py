@@ -148,6 +148,8 @@ class TrainState:
             with suppress(OSError):
                 final.rmdir()  # only where it is empty
             reason = " ".join(str(error).split())
+            if isinstance(error, RuntimeError):  # torch's, which forgets what the system said
+                reason = f"is the disk full? torch says {reason[:80]!r}"
             raise WetokError(
                 f"{final}: the checkpoint can't be written ({reason}); those before are intact: "
                 "make room and go on with --resume"
