@@ -22,9 +22,12 @@ import yaml
 from rich.console import Console
 
 import wetok
-from tests.train.tiny import tiny_tree, write_pictures
+from tests.train.tiny import SHAPE, tiny_tree, write_pictures
 from wetok.cli import main
 from wetok.commands import train as command
+from wetok.config import ModelConfig
+from wetok.losses.discriminator import PatchDiscriminator
+from wetok.model.network import TokenizerNetwork, parameter_count
 from wetok.train.state import checkpoints
 
 Call = Callable[..., tuple[int, str, str]]
@@ -248,6 +251,25 @@ def test_mistakes_in_stages_end_in_one_line(call: Call, arguments: list[str], me
     code, out, err = call(*arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert not Path("runs").exists(), "nothing is begun"
+
+
+def test_a_dry_run_tells_all_and_begins_nothing(call: Call) -> None:
+    Path("second.yaml").write_text(yaml.safe_dump(STAGE_TWO))
+    code, out, err = call("tiny.yaml", "second.yaml", "gan={width: 8, depth: 1}", "--dry-run")
+    assert code == 0 and err == "" and not Path("runs").exists()
+    first, second = out.split("second -> runs/second")
+    assert first.startswith("tiny -> runs/tiny")
+    network = TokenizerNetwork(ModelConfig(**SHAPE))
+    judge = parameter_count(PatchDiscriminator(3, 8, 1))
+    assert f"{parameter_count(network) + judge:,} are trained" in first
+    assert f"encoder {parameter_count(network.encoder):,}" in first
+    assert "memory" in first and "6 with 12 crops in all" in first
+    assert "8 images found; each is seen 1.5 times" in first
+    noise = 8 * SHAPE["channels"] * SHAPE["mults"][-1] * 9  # conv_in's half for it
+    assert f"{parameter_count(network.decoder) + noise + judge:,} are trained" in second
+    assert "4 with 8 crops in all" in second
+    code, out, err = call("tiny.yaml", "data.train=nowhere", "--dry-run")
+    assert code == 2 and err.startswith("wetok: data.train: path 'nowhere' does not exist")
 
 
 RECORD = {"loss": -0.1921, "images_per_second": 1234.5, "usage": [1.0, 0.998], "dead_bits": 12}

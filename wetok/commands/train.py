@@ -33,6 +33,9 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, and find the data.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Train a tokenizer from a recipe.
@@ -43,12 +46,17 @@ def command(
     Of several recipes each starts from the model of the one before, in
     a folder of its own (OUT/RECIPE): stage 1, then stage 2.
     Ctrl-C saves a checkpoint and ends; --resume goes on from it.
+    --dry-run tells what it would take.
     On several GPUs or machines: torchrun --nproc-per-node 8 -m wetok
     train ..., or accelerate launch -m wetok train ...
 
     Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos data.val=null
     """
     stages = _stages(arguments, out)
+    if dry_run:
+        for stage in stages:
+            _plan(stage)
+        return
     for stage in stages:
         is_last = stage is stages[-1]
         if resume and _is_done(stage) and not is_last:
@@ -104,6 +112,19 @@ def _stages(arguments: list[str], out: Path | None) -> list[_Stage]:
         folder = out if out and single else (out or Path("runs")) / path.stem
         stages.append(_Stage(path.stem, load_train_config(path, own), folder))
     return stages
+
+
+def _plan(stage: _Stage) -> None:
+    """Prints what `stage` would take: parameters, memory, steps, data."""
+    from wetok.train.loop import open_images
+    from wetok.train.plan import lines, plan
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    source = open_images(stage.config)
+    told = [f"{stage.name} -> {stage.folder}", *lines(plan(stage.config, source, processes))]
+    _tell("\n  ".join(told))
+    for reason in source.skipped.values():
+        _tell(f"  left out: {reason}")
 
 
 def _train(stage: _Stage, resume: bool, quiet: bool) -> Run:

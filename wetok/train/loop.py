@@ -81,8 +81,7 @@ class Run:
         self.watcher = watcher if self.processes.is_main else _Nobody()
         self.device = self.processes.device
         newest = self._newest(resume)
-        with _naming("data.train"):
-            self.source = _open(config)
+        self.source = open_images(config)
         self._check_shares()
         self.lpips = self._lpips()
         torch.manual_seed(config.run.seed)
@@ -181,7 +180,9 @@ class Run:
     def _ready(self, module: Trained) -> Trained:
         """On the device, in the memory format of the settings, in training mode."""
         module = module.to(self.device).train()
-        if self.config.run.channels_last:
+        # Weights that are to be cut up stay as they are: FSDP takes no other format.
+        cut = self.processes.sharded and isinstance(module, TokenizerNetwork)
+        if self.config.run.channels_last and not cut:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module
 
@@ -221,7 +222,8 @@ class Run:
         origin = f"{len(train)} sources" if isinstance(train, tuple) else train
         origin = origin.path if isinstance(origin, SourceConfig) else origin
         self.watcher.event(f"training on {len(self.source):,} images from {origin}")
-        self.trackers = Trackers(self.processes, self.config, self.folder.name, state.step)
+        with self.processes.together():
+            self.trackers = Trackers(self.processes, self.config, self.folder.name, state.step)
         with self._stop_on_signal():
             if state.step == 0 and self.config.run.init and self.validation:
                 self._validate()  # what it starts from
@@ -232,7 +234,8 @@ class Run:
                 self._sample()
             if finished or (state.step != self.saved and not state.skipped_in_a_row):
                 self._checkpoint(validate=finished)
-        self.trackers.close()
+        with self.processes.together():
+            self.trackers.close()
         return finished
 
     def _begin_folder(self) -> None:
@@ -270,7 +273,7 @@ class Run:
                 if state.step % run.log_every == 0 or state.step == end:
                     with processes.together():
                         record = self.log.line(state.step, state.seconds, state.skipped)
-                    self.trackers.log(record)
+                        self.trackers.log(record)
                     self.watcher.step(record)
                     self._tell_skipped(loader.failures)
                 # At the end all is due; and what keeps breaking may have broken weights.
@@ -345,7 +348,8 @@ class Run:
             scores = self.validation.score(state.network, self.lpips)
         best = state.step > 0 and (state.best is None or scores["score"] < state.best)
         self._append({"validation": scores, "best": best})
-        self.trackers.log({"step": state.step, "validation": scores})
+        with self.processes.together():
+            self.trackers.log({"step": state.step, "validation": scores})
         told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         self.watcher.event(f"step {state.step}: {told}{' (best so far)' if best else ''}")
         return scores["score"]
@@ -420,13 +424,19 @@ def _naming(setting: str) -> Iterator[None]:
         raise WetokError(f"{setting}: {error}") from None
 
 
-def _open(config: TrainConfig) -> Source[Any]:
+def open_images(config: TrainConfig) -> Source[Any]:
+    """The training images of a run.
+
+    Raises:
+        WetokError: they can't be had; `data.train` is named.
+    """
     train = config.data.train
     specs = [
         one.model_dump(exclude_defaults=True) if isinstance(one, SourceConfig) else one
         for one in (train if isinstance(train, tuple) else (train,))
     ]
-    return open_source(specs, cache=config.data.cache)
+    with _naming("data.train"):
+        return open_source(specs, cache=config.data.cache)
 
 
 def _unsharded(network: TokenizerNetwork, weights: dict[str, torch.Tensor]) -> TokenizerNetwork:
