@@ -77,7 +77,7 @@ class Picture:
     def put(self, top: int, band: Tensor) -> None:
         """Rows from `top` on; band [1,3,rows,W'], which may reach beyond the true size."""
         height, width = self._size
-        band = band[0, :, : height - top, :width].clamp(-1, 1)
+        band = band[0, :, : max(0, height - top), :width].clamp(-1, 1)
         if not band.numel():
             return
         if self._pil is not None:
@@ -141,12 +141,12 @@ def open_image(path: str | os.PathLike[str], *, unlimited: bool) -> Image.Image:
             image = Image.open(path)
         except Exception:
             return load_image(path)  # raises, and says what is wrong
-        if _is_plain(image):
-            try:
+        try:
+            if _is_plain(image):
                 image.load()
                 return image
-            except Exception:
-                pass
+        except Exception:
+            pass  # load_image says what is wrong
         image.close()
         return load_image(path, max_pixels=TILED_MAX_PIXELS)
 

@@ -151,14 +151,14 @@ def in_strips(
 
 def scratch_bytes(stages: Sequence[Stage], shape: tuple[int, int, int]) -> int:
     """The most that `in_strips` has in files at a time, for a plane of that shape."""
-    most, kept = 0, 0
-    x, size = shape, 0
+    most = kept = size = 0
     for stage in stages[:-1]:
-        kept = size if stage.opens else kept
-        x = output_shape(stage, x)
-        after = 4 * x[0] * x[1] * x[2]
-        most = max(most, after + (size if kept in (0, size) else size + kept))
-        size, kept = after, 0 if stage.closes else kept
+        shape = output_shape(stage, shape)
+        after = 4 * shape[0] * shape[1] * shape[2]
+        # What is kept and the input are one file until the stage that opens has run.
+        most = max(most, size + kept + after)
+        kept = size if stage.opens else 0 if stage.closes else kept
+        size = after
     return most
 
 

@@ -89,23 +89,23 @@ def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 def _weights(stretches: Sequence[tuple[int, int]], number: int, factor: int) -> Tensor:
     """Of each row (or column) of a tile; with its neighbours' they sum to 1.
 
-    A ramp over the middle half of what two tiles share. The outer quarter, nearest to where the
-    tile ends, counts for nothing.
+    A ramp over the middle quarter of what two tiles share. What lies further out is nearer to where
+    the tile ends, and to the zeros that it is padded with, and counts for nothing.
     """
     start, end = stretches[number]
     weights = torch.ones((end - start) * factor)
     if number:
         ramp = _ramp((stretches[number - 1][1] - start) * factor)
-        weights[: len(ramp)] = ramp
+        weights[: len(ramp)] *= ramp
     if number + 1 < len(stretches):
         ramp = _ramp((end - stretches[number + 1][0]) * factor)
-        weights[len(weights) - len(ramp) :] = 1 - ramp
+        weights[len(weights) - len(ramp) :] *= 1 - ramp
     return weights
 
 
 def _ramp(length: int) -> Tensor:
     middle = (torch.arange(length) + 0.5) / max(length, 1)
-    return (2 * middle - 0.5).clamp(0, 1)
+    return (4 * middle - 1.5).clamp(0, 1)
 
 
 # --- statistics
@@ -153,8 +153,8 @@ def sample(grid: Grid, side: int, count: int) -> list[Window]:
     if rows * columns <= count:
         cells = [(row, column) for row in range(rows) for column in range(columns)]
         return [_window(grid, side, row * side, column * side) for row, column in cells]
-    rows = min(max(1, round(math.sqrt(count * height / width))), -(-height // side))
-    columns = min(max(1, count // rows), -(-width // side))
+    rows = min(max(1, round(math.sqrt(count * height / width))), count, rows)
+    columns = min(max(1, count // rows), columns)
     rng = random.Random(0)
 
     def place(number: int, cells: int, length: int) -> int:
