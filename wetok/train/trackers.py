@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from wetok.config import TrainConfig
+from wetok.config import TrainConfig, WetokError
 from wetok.train.processes import Processes
 
 
@@ -18,6 +20,9 @@ class Trackers:
     Args:
         name: of the run.
         step: where the run goes on; what TensorBoard has of later steps happens again.
+
+    Raises:
+        WetokError: a tracker can't write; so it is with every method.
     """
 
     def __init__(self, processes: Processes, config: TrainConfig, name: str, step: int) -> None:
@@ -26,17 +31,21 @@ class Trackers:
         chosen = {
             tracker: options[tracker] for tracker in config.run.trackers if tracker in options
         }
-        accelerator.init_trackers("wetok", init_kwargs=chosen)
         self._accelerator = accelerator
-        if processes.is_main and step == 0:
-            for tracker in accelerator.trackers:
-                if tracker.name != "tensorboard":  # which would make a run of its own of it
-                    tracker.store_init_configuration(_flat(config.model_dump()))
+        self._hook = threading.excepthook
+        threading.excepthook = self._unless_told
+        with _telling():
+            accelerator.init_trackers("wetok", init_kwargs=chosen)
+            if processes.is_main and step == 0:
+                for tracker in accelerator.trackers:
+                    if tracker.name != "tensorboard":  # which would make a run of its own of it
+                        tracker.store_init_configuration(_flat(config.model_dump()))
 
     def log(self, record: dict[str, Any]) -> None:
         """A line of the log: its numbers, those in a list (usage) one by one."""
         values = {name: value for name, value in _flat(record).items() if _is_number(value)}
-        self._accelerator.log({k: v for k, v in values.items() if k != "step"}, record["step"])
+        with _telling():
+            self._accelerator.log({k: v for k, v in values.items() if k != "step"}, record["step"])
 
     def picture(self, name: str, picture: Image.Image, step: int) -> None:
         """An RGB picture, for the trackers that show any."""
@@ -45,12 +54,33 @@ class Trackers:
             if show is None:
                 continue
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            show({name: np.asarray(picture)[None]}, step=step, **options)
+            with _telling():
+                show({name: np.asarray(picture)[None]}, step=step, **options)
 
     def close(self) -> None:
         """Writes what is left."""
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
+        with _telling():
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+        threading.excepthook = self._hook
+
+    def _unless_told(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread need not tell what the next call raises again."""
+        own = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (own and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Makes one line of what the system says, of a full disk above all."""
+    try:
+        yield
+    except OSError as error:
+        raise WetokError(
+            f"run.trackers: can't be written ({error.strerror or error}); checkpoints are intact: "
+            "make room and go on with --resume, or leave them out (run.trackers=[])"
+        ) from None
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, Any]:
