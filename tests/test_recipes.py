@@ -340,10 +340,10 @@ Train = Callable[..., Done]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two made-up ones, 64 x 64, which is as much as is validated on here."""
+    """A folder of two made-up ones, 32 x 32, which is as much as is validated on here."""
     folder = write_pictures(tmp_path_factory.mktemp("pictures"), 2)
     for path in folder.glob("*.png"):
-        Image.open(path).resize((64, 64)).save(path)
+        Image.open(path).resize((32, 32)).save(path)
     return folder
 
 
@@ -399,7 +399,7 @@ def train(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WETOK_CACHE", str(root / "cache"))
-        patch.setattr("wetok.train.validate.SIDE", 64)
+        patch.setattr("wetok.train.validate.SIDE", 32)
         yield run
 
 

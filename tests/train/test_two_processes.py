@@ -275,6 +275,7 @@ def both(place: Path) -> dict[Any, tuple[Any, Any]]:
         ("sharded, then one", {**sharded, **short}, False),
         ("one, then two", val, True),
         ("one, then sharded", sharded, True),
+        ("sharded, channels last", {**sharded, **short, "run.channels_last": True}, False),
     ):
         jobs[name] = run_job, pictures, str(place / name), changes, resume
     jobs["noise"] = noise_job, pictures, str(place / "noise"), GENERATIVE
@@ -424,6 +425,11 @@ def test_a_run_is_that_of_one_process(place: Path, both: dict[Any, Any], name: s
     pixels = (tok.decode(tok.encode(picture), output="float")[0] for tok in (own, theirs))
     torch.testing.assert_close(*pixels, rtol=0, atol=1e-5)
     assert (place / name / "samples" / "step-00000004.png").is_file()
+
+
+def test_a_sharded_run_takes_images_channels_last(both: dict[Any, Any]) -> None:
+    """FSDP refuses weights of that format, so that these must keep their own."""
+    assert [result["finished"] for result in both["sharded, channels last"]] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["two, then one", "sharded, then one"])
