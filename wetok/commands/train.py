@@ -116,8 +116,8 @@ def _stages(arguments: list[str], out: Path | None) -> list[_Stage]:
 
 def _plan(stage: _Stage) -> None:
     """Prints what `stage` would take: parameters, memory, steps, data."""
-    from wetok.train.loop import open_images
     from wetok.train.plan import lines, plan
+    from wetok.train.start import open_images
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     source = open_images(stage.config)

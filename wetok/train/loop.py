@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
-from wetok.checkpoint import Precision, load_network, save_folder, written_beside
-from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
+from wetok.checkpoint import Precision, save_folder, written_beside
+from wetok.config import SourceConfig, TrainConfig, WetokError
 from wetok.data.loader import TrainLoader
-from wetok.data.opening import open_source
-from wetok.data.sources import Source
 from wetok.data.transforms import RandomCrop
 from wetok.losses.objective import ReconstructionObjective
-from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
-from wetok.model.quantizer import GroupedQuantizer
-from wetok.train.adversary import Adversary
+from wetok.train import start
 from wetok.train.log import RunLog
 from wetok.train.noise import training_noise
 from wetok.train.processes import Processes
 from wetok.train.samples import grid, write_picture
 from wetok.train.sharding import whole
-from wetok.train.state import TrainState, checkpoints
+from wetok.train.signals import StopSignal
+from wetok.train.state import TrainState
 from wetok.train.step import Batch, StepResult, train_step
 from wetok.train.trackers import Trackers
 from wetok.train.validate import ValidationSet, reconstruct
-from wetok.weights import find
 
 Trained = TypeVar("Trained", bound=nn.Module)
 
@@ -80,13 +70,16 @@ class Run:
         self.processes = Processes(config.run, folder)
         self.watcher = watcher if self.processes.is_main else _Nobody()
         self.device = self.processes.device
-        newest = self._newest(resume)
-        self.source = open_images(config)
-        self._check_shares()
-        self.lpips = self._lpips()
+        newest = start.newest_checkpoint(config, folder, resume)
+        self.source = start.open_images(config)
+        start.check_shares(config, self.processes.world)
+        self.lpips = start.perceptual_network(config)
+        if self.lpips:
+            self.lpips.to(self.device)
         torch.manual_seed(config.run.seed)
-        network = self._network(start_anew=newest is None)
-        adversary = self._adversary()
+        network = self._ready(start.tokenizer_network(config, begins=newest is None))
+        adversary = start.adversary(config)
+        adversary = self._ready(adversary) if adversary else None
         self.state = TrainState(network, config, adversary, self.processes)
         if config.run.compile:
             judge = adversary.discriminator if adversary else None
@@ -98,7 +91,7 @@ class Run:
             self.watcher.event(f"resumed from {newest}")
         self.validation: ValidationSet | None = None
         if config.data.val:
-            with _naming("data.val"):
+            with start.naming("data.val"):
                 self.validation = ValidationSet(Path(config.data.val), config.model.factor)
             self._shown = self.validation.examples(_SHOWN)
         else:
@@ -107,75 +100,8 @@ class Run:
         self._skipped: set[str] = set()
         self.saved = self.state.step if newest else None
         """Step of the newest checkpoint."""
-        self._signalled = False
+        self._signal = StopSignal()
         self._stop = False
-
-    def _newest(self, resume: bool) -> Path | None:
-        found = checkpoints(self.folder / "checkpoints")
-        if found and not resume:
-            raise WetokError(
-                f"out={self.folder} holds a run ({found[-1].name}): go on with --resume, or name "
-                "another --out"
-            )
-        if not resume:
-            return None
-        if not found:
-            raise WetokError(f"out={self.folder} holds no run to --resume: start without it")
-        before = _model_of(self.folder / "config.json")
-        if before is not None and before != self.config.model:
-            raise WetokError(
-                f"out={self.folder} holds a run of another model: "
-                f"{_differences(before, self.config.model)}; resume it with its own recipe"
-            )
-        return found[-1]
-
-    def _check_shares(self) -> None:
-        parts, world = self.config.run.accumulate, self.processes.world
-        for _, config in self.config.stretches():
-            if config.data.batch % (parts * world):
-                raise WetokError(
-                    f"data.batch={config.data.batch} can't be shared out to {world} processes in "
-                    f"run.accumulate={parts} parts: make it a multiple of {parts * world}"
-                )
-
-    def _lpips(self) -> LPIPS | None:
-        crops = [c.data.crop for _, c in self.config.stretches() if c.loss.perceptual_weight]
-        if not crops:
-            return None
-        loss = self.config.loss
-        given = Path(loss.perceptual_weights) if loss.perceptual_weights else None
-        lpips = LPIPS.from_file(find(f"lpips-{loss.perceptual}", given), loss.perceptual)
-        if min(crops) < lpips.smallest:
-            raise WetokError(
-                f"data.crop={min(crops)}: LPIPS {loss.perceptual} needs at least {lpips.smallest} "
-                "pixels; enlarge it, or set loss.perceptual_weight=0"
-            )
-        return lpips.to(self.device)
-
-    def _network(self, start_anew: bool) -> TokenizerNetwork:
-        config = self.config
-        # All of them, so that what one of them refuses is told before the first step.
-        quantizers = [_quantizer(stretch) for _, stretch in config.stretches()]
-        network = TokenizerNetwork(config.model, quantizers[0])
-        if config.run.init and start_anew:
-            start, _ = load_network(config.run.init)
-            if config.model.generative and not start.config.generative:
-                start = start.to_generative()
-            if start.config != config.model:
-                raise WetokError(
-                    f"run.init={config.run.init!r} is another model: "
-                    f"{_differences(start.config, config.model)}"
-                )
-            network.load_state_dict(start.state_dict())
-        network.recompute(config.run.activation_checkpointing)
-        return self._ready(network)
-
-    def _adversary(self) -> Adversary | None:
-        if self.config.gan is None:
-            return None
-        adversary = Adversary(self.config.gan, self.config.run.accumulate)
-        adversary.check_crop(min(config.data.crop for _, config in self.config.stretches()))
-        return self._ready(adversary)
 
     def _ready(self, module: Trained) -> Trained:
         """On the device, in the memory format of the settings, in training mode."""
@@ -224,7 +150,7 @@ class Run:
         self.watcher.event(f"training on {len(self.source):,} images from {origin}")
         with self.processes.together():
             self.trackers = Trackers(self.processes, self.config, self.folder.name, state.step)
-        with self._stop_on_signal():
+        with self._signal.watched():
             if state.step == 0 and self.config.run.init and self.validation:
                 self._validate()  # what it starts from
             while state.step < steps and not self._stop:
@@ -254,7 +180,7 @@ class Run:
         """Steps until the settings change, the run ends or a signal comes."""
         run, state, processes = self.config.run, self.state, self.processes
         end, config = next(s for s in self.config.stretches() if s[0] > state.step)
-        state.network.quantizer = _quantizer(config).train(run.freeze != "encoder")
+        state.network.quantizer = start.quantizer(config).train(run.freeze != "encoder")
         objective = ReconstructionObjective(config.loss, self.lpips)
         batch = config.data.batch
         part = batch // (processes.world * run.accumulate)
@@ -283,7 +209,7 @@ class Run:
                     validate = state.step % run.validate_every == 0
                     if validate or state.step % run.checkpoint_every == 0:
                         self._checkpoint(validate)
-                self._stop = processes.any(self._signalled)  # all after the same step
+                self._stop = processes.any(self._signal.came)  # all after the same step
             self._tell_skipped(loader.failures)
 
     def _parts(self, images: list[torch.Tensor]) -> list[Batch]:
@@ -378,32 +304,6 @@ class Run:
                     name = self.folder.resolve().name
                     save_folder(folder, _unsharded(network, weights), name, precision=precision)
 
-    @contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step under way, with a checkpoint.
-
-        A second one does what it would have done, for whoever can't wait.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield  # where Python knows no signals
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self._signalled = True
-            restore()
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            restore()
-
 
 class _Nobody:
     """Watches nothing: for every process but the first."""
@@ -415,56 +315,9 @@ class _Nobody:
         pass
 
 
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Puts the setting's name before an error, for its value alone does not tell which it is."""
-    try:
-        yield
-    except WetokError as error:
-        raise WetokError(f"{setting}: {error}") from None
-
-
-def open_images(config: TrainConfig) -> Source[Any]:
-    """The training images of a run.
-
-    Raises:
-        WetokError: they can't be had; `data.train` is named.
-    """
-    train = config.data.train
-    specs = [
-        one.model_dump(exclude_defaults=True) if isinstance(one, SourceConfig) else one
-        for one in (train if isinstance(train, tuple) else (train,))
-    ]
-    with _naming("data.train"):
-        return open_source(specs, cache=config.data.cache)
-
-
 def _unsharded(network: TokenizerNetwork, weights: dict[str, torch.Tensor]) -> TokenizerNetwork:
     """A network like `network` that holds `weights` themselves."""
     with torch.device("meta"):
         bare = TokenizerNetwork(network.config, network.quantizer)
     bare.load_state_dict(weights, assign=True)
     return bare
-
-
-def _quantizer(config: TrainConfig) -> GroupedQuantizer:
-    loss = config.loss
-    return GroupedQuantizer(
-        config.model.bits,
-        config.model.groups,
-        entropy=loss.entropy if loss.entropy_weight else None,
-        temperature=loss.temperature,
-        eps=loss.epsilon,
-    )
-
-
-def _model_of(path: Path) -> ModelConfig | None:
-    try:
-        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["model"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _differences(one: ModelConfig, other: ModelConfig) -> str:
-    mine, theirs = one.model_dump(), other.model_dump()
-    return ", ".join(f"{k}={mine[k]} there, {theirs[k]} here" for k in mine if mine[k] != theirs[k])

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wetok.config import TrainConfig, WetokError
+from wetok.config import TrainConfig
 from wetok.data.sources import Source
 from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
 from wetok.train.adversary import Adversary
 from wetok.train.memory import Memory, step_memory
 from wetok.train.processes import choose_device
+from wetok.train.start import check_shares
 from wetok.train.state import freeze
 
 
@@ -121,15 +122,10 @@ def plan(
 
 def _memory(config: TrainConfig, processes: int, device: str) -> Memory:
     """Of the fullest stretch; those that another surpasses in everything are not looked at."""
+    check_shares(config, processes)
     fullest: dict[tuple[int, ...], TrainConfig] = {}
     for end, settings in config.stretches():
         data, loss, gan = settings.data, settings.loss, settings.gan
-        if data.batch % (processes * settings.run.accumulate):
-            raise WetokError(
-                f"data.batch={data.batch} can't be shared out to {processes} processes in "
-                f"run.accumulate={settings.run.accumulate} parts: make it a multiple of "
-                f"{processes * settings.run.accumulate}"
-            )
         # At its first step the run is now as it is at the stretch's last.
         change: dict[str, Any] = {"loss": loss.model_copy(update={"perceptual_every": 1})}
         if gan:

@@ -1,0 +1,163 @@
+"""What a run starts from: its images, networks and checkpoint, from the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wetok.checkpoint import load_network
+from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
+from wetok.data.opening import open_source
+from wetok.data.sources import Source
+from wetok.losses.perceptual import LPIPS
+from wetok.model.network import TokenizerNetwork
+from wetok.model.quantizer import GroupedQuantizer
+from wetok.train.adversary import Adversary
+from wetok.train.state import checkpoints
+from wetok.weights import find
+
+
+def newest_checkpoint(config: TrainConfig, folder: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from; None for a run that begins.
+
+    Raises:
+        WetokError: a run is in the folder and `resume` is not given, or none is and it is, or it
+            is one of another model.
+    """
+    found = checkpoints(folder / "checkpoints")
+    if found and not resume:
+        raise WetokError(
+            f"out={folder} holds a run ({found[-1].name}): go on with --resume, or name "
+            "another --out"
+        )
+    if not resume:
+        return None
+    if not found:
+        raise WetokError(f"out={folder} holds no run to --resume: start without it")
+    before = _model_of(folder / "config.json")
+    if before is not None and before != config.model:
+        raise WetokError(
+            f"out={folder} holds a run of another model: "
+            f"{_differences(before, config.model)}; resume it with its own recipe"
+        )
+    return found[-1]
+
+
+def check_shares(config: TrainConfig, world: int) -> None:
+    """Raises WetokError where so many processes can't share a batch out evenly."""
+    parts = config.run.accumulate
+    for _, stretch in config.stretches():
+        if stretch.data.batch % (parts * world):
+            raise WetokError(
+                f"data.batch={stretch.data.batch} can't be shared out to {world} processes in "
+                f"run.accumulate={parts} parts: make it a multiple of {parts * world}"
+            )
+
+
+def open_images(config: TrainConfig) -> Source[Any]:
+    """The training images of a run.
+
+    Raises:
+        WetokError: they can't be had; `data.train` is named.
+    """
+    train = config.data.train
+    specs = [
+        one.model_dump(exclude_defaults=True) if isinstance(one, SourceConfig) else one
+        for one in (train if isinstance(train, tuple) else (train,))
+    ]
+    with naming("data.train"):
+        return open_source(specs, cache=config.data.cache)
+
+
+def perceptual_network(config: TrainConfig) -> LPIPS | None:
+    """LPIPS, where any stretch of the run needs it.
+
+    Raises:
+        WetokError: its weights can't be had, or crops are too small for it.
+    """
+    crops = [c.data.crop for _, c in config.stretches() if c.loss.perceptual_weight]
+    if not crops:
+        return None
+    loss = config.loss
+    given = Path(loss.perceptual_weights) if loss.perceptual_weights else None
+    lpips = LPIPS.from_file(find(f"lpips-{loss.perceptual}", given), loss.perceptual)
+    if min(crops) < lpips.smallest:
+        raise WetokError(
+            f"data.crop={min(crops)}: LPIPS {loss.perceptual} needs at least {lpips.smallest} "
+            "pixels; enlarge it, or set loss.perceptual_weight=0"
+        )
+    return lpips
+
+
+def tokenizer_network(config: TrainConfig, begins: bool) -> TokenizerNetwork:
+    """The network to train, random or, where the run `begins`, from `run.init`.
+
+    A deterministic `run.init` of a generative model is widened, see `to_generative`.
+
+    Raises:
+        WetokError: a quantizer that can't be, `run.init` can't be had or has another shape.
+    """
+    # All of them, so that what one of them refuses is told before the first step.
+    quantizers = [quantizer(stretch) for _, stretch in config.stretches()]
+    network = TokenizerNetwork(config.model, quantizers[0])
+    if config.run.init and begins:
+        start, _ = load_network(config.run.init)
+        if config.model.generative and not start.config.generative:
+            start = start.to_generative()
+        if start.config != config.model:
+            raise WetokError(
+                f"run.init={config.run.init!r} is another model: "
+                f"{_differences(start.config, config.model)}"
+            )
+        network.load_state_dict(start.state_dict())
+    network.recompute(config.run.activation_checkpointing)
+    return network
+
+
+def adversary(config: TrainConfig) -> Adversary | None:
+    """The discriminator, where the settings have one.
+
+    Raises:
+        WetokError: crops are too small for it.
+    """
+    if config.gan is None:
+        return None
+    made = Adversary(config.gan, config.run.accumulate)
+    made.check_crop(min(stretch.data.crop for _, stretch in config.stretches()))
+    return made
+
+
+def quantizer(config: TrainConfig) -> GroupedQuantizer:
+    """The quantizer with the losses of these settings."""
+    loss = config.loss
+    return GroupedQuantizer(
+        config.model.bits,
+        config.model.groups,
+        entropy=loss.entropy if loss.entropy_weight else None,
+        temperature=loss.temperature,
+        eps=loss.epsilon,
+    )
+
+
+@contextmanager
+def naming(setting: str) -> Iterator[None]:
+    """Puts the setting's name before an error, for its value alone does not tell which it is."""
+    try:
+        yield
+    except WetokError as error:
+        raise WetokError(f"{setting}: {error}") from None
+
+
+def _model_of(path: Path) -> ModelConfig | None:
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _differences(one: ModelConfig, other: ModelConfig) -> str:
+    mine, theirs = one.model_dump(), other.model_dump()
+    return ", ".join(f"{k}={mine[k]} there, {theirs[k]} here" for k in mine if mine[k] != theirs[k])
