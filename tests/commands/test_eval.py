@@ -123,6 +123,7 @@ def test_a_bad_photograph_is_told_and_the_others_go_on(call: Call) -> None:
         (["-d", "photos", "--seed", "-1"], "--seed"),
         (["-d", "photos", "--reference", "no.npz"], "no.npz: not statistics of features"),
         (["-d", "photos", "--save-reference", "x.npz"], "give --frechet"),
+        (["-d", "photos", "--receipt", "no/r.json"], "--receipt no/r.json: there is no folder"),
         (["-d", "photos", "--verify", "no.json"], "receipt 'no.json' can't be read"),
         (["-d", "nowhere"], "'nowhere' does not exist"),
         ([], "--data"),

@@ -116,6 +116,9 @@ def test_finite() -> None:
         ("[]", "is not a receipt"),
         ('{"psnr": 3}', "is not a receipt"),
         ('{"receipt": 99, "arguments": {}}', "has format 99"),
+        ('{"receipt": 1, "arguments": {"data": "photos"}}', "arguments.data is 'photos'"),
+        ('{"receipt": 1, "arguments": {"data": [1]}}', r"arguments.data is \[1\]"),
+        ('{"receipt": 1, "arguments": {"seed": true}}', "arguments.seed is True"),
     ],
 )
 def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:

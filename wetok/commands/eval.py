@@ -114,6 +114,7 @@ def command(
     with joined(device) as own_device:
         chosen = find_protocol(asked["protocol"] or DEFAULT_PROTOCOL)
         networks = _networks(asked["lpips"], asked["frechet"], fid_weights)
+        _check_targets(receipt, save_reference, networks)
         paths = find_images(asked["data"])
         evaluation = Evaluation(
             options.load(asked["model"] or options.DEFAULT_MODEL, own_device),
@@ -214,7 +215,7 @@ def _references(files: list[str]) -> dict[str, Any]:
     from wetok.evaluate.frechet import Moments
 
     loaded = [Moments.load(file) for file in files]
-    return {moments.about.get("features", "rfid"): moments for moments in loaded}
+    return {str(moments.about.get("features", "rfid")): moments for moments in loaded}
 
 
 def _hashes(files: list[str]) -> dict[str, str]:
@@ -225,12 +226,24 @@ def _hashes(files: list[str]) -> dict[str, str]:
     }
 
 
-def _save_reference(evaluation: Evaluation, path: Path) -> None:
+def _check_targets(receipt: Path | None, reference: Path | None, networks: Networks) -> None:
+    """Before the scoring, which may take hours: that its results can be written.
+
+    Raises:
+        WetokError: no such folder, or nothing that a reference could be made of.
+    """
     from wetok.config import WetokError
 
-    names = list(evaluation.originals)
-    if not names:
+    for option, path in (("--receipt", receipt), ("--save-reference", reference)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise WetokError(f"{option} {path}: there is no folder {str(path.parent)!r}; make it")
+    if reference is not None and not networks.dims:
         raise WetokError("--save-reference: no Frechet distance is measured; give --frechet")
+
+
+def _save_reference(evaluation: Evaluation, path: Path) -> None:
+    """One file, or one for each distance that is measured."""
+    names = list(evaluation.originals)
     for name in names:
         own = path if len(names) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
         evaluation.moments(name).save(own)

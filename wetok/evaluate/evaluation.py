@@ -237,7 +237,12 @@ class Evaluation:
         image = self.protocol.to_float(self.protocol.prepare(loaded.image))[None]
         original = image.to(self.system.device)
         looked = self.networks.look(self.protocol.seen(original))
-        return _Original(image, self.protocol.to_8bit(original), looked)
+        return _Original(image, self._pixels(original), looked)
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """What PSNR and SSIM compare: uint8, where float64 can be computed with."""
+        pixels = self.protocol.to_8bit(image)
+        return pixels.cpu() if pixels.device.type == "mps" else pixels
 
     def _score(self, place: int, loaded: _Loaded, original: _Original) -> dict[str, Any]:
         image, pixels, looked = original
@@ -248,11 +253,11 @@ class Evaluation:
                 raise WetokError(
                     f"{self.system.name!r} made {list(again.shape)} of {list(image.shape)}"
                 )
-            seen = self.networks.look(self.protocol.seen(again))
+            seen, again_pixels = self.networks.look(self.protocol.seen(again)), self._pixels(again)
             samples.append(
                 {
-                    "psnr": psnr(self.protocol.to_8bit(again), pixels).item(),
-                    "ssim": ssim(self.protocol.to_8bit(again), pixels).item(),
+                    "psnr": psnr(again_pixels, pixels).item(),
+                    "ssim": ssim(again_pixels, pixels).item(),
                     **{
                         name: value.item()
                         for name, value in self.networks.distances(seen, looked).items()

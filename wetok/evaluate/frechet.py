@@ -157,7 +157,7 @@ class FeatureStatistics:
         """
         if features.ndim != 2 or features.shape[1] != self.dims:
             raise WetokError(f"features have shape {list(features.shape)}, not [B, {self.dims}]")
-        rows = features.detach().to("cpu", torch.float64)
+        rows = features.detach().cpu().double()  # in this order: some devices have no float64
         if not rows.isfinite().all():
             raise WetokError("features hold NaN or infinity: there is no mean of them")
         while len(rows):

@@ -90,6 +90,17 @@ def read(path: Path) -> dict[str, Any]:
         raise WetokError(f"receipt {str(path)!r} can't be read: {reason}") from None
     if not isinstance(receipt, dict) or not isinstance(receipt.get("arguments"), dict):
         raise WetokError(f"{str(path)!r} is not a receipt: make one with wetok eval --receipt")
+    arguments = receipt["arguments"]
+    lists = ("data", "lpips", "frechet", "reference")
+    kinds = {**dict.fromkeys(lists, list), **dict.fromkeys(("seed", "samples"), int)}
+    for name, kind in {**kinds, "model": str, "protocol": str}.items():
+        value = arguments.get(name)
+        texts = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+        if value is not None and not (type(value) is kind and texts):
+            raise WetokError(
+                f"receipt {str(path)!r}: arguments.{name} is {value!r}, which no receipt has; make "
+                "it anew with wetok eval --receipt"
+            )
     if receipt.get("receipt") != FORMAT:
         raise WetokError(
             f"receipt {str(path)!r} has format {receipt.get('receipt')!r}, this version reads "
