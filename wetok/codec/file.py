@@ -47,8 +47,8 @@ from wetok.codec.tables import CodingTables
 from wetok.config import WetokError
 
 Coding = Literal["auto", "packed", "entropy"]
-"""How to write ids: "entropy" with the given tables where they fit and else adaptive, "packed" in
-fixed length, "auto" whichever is smaller."""
+"""How to write ids: "packed" in fixed length, "entropy" with the given tables where they fit
+and else adaptive, "auto" whichever of the three is smallest."""
 
 
 class Part(NamedTuple):
@@ -235,16 +235,15 @@ def _coded(part: Part, coding: Coding, tables: CodingTables | None, before: int)
         start = fixed(number) + digest
         return [start, *compress(ids, header.group_bits, model, zlib.crc32(start, before))]
 
-    least = header.payload_size if coding == "auto" else LARGEST
-    if coding != "packed":
-        if tables is not None and tables.fits(header.groups, header.group_bits):
-            found = entropy(LEARNED, tables.model, tables.digest)
-            if sum(len(piece) for piece in found) - IMAGES.size < least:
-                return found
-        found = entropy(ADAPTIVE, AdaptiveModel(header.group_bits), b"")
-        if sum(len(piece) for piece in found) - IMAGES.size < least:
-            return found
-    return [fixed(PACKED), pack(ids, header.group_bits)]
+    packed = [fixed(PACKED), pack(ids, header.group_bits)]
+    if coding == "packed":
+        return packed
+    ways = [packed] if coding == "auto" else []
+    if tables is not None and tables.fits(header.groups, header.group_bits):
+        ways.append(entropy(LEARNED, tables.model, tables.digest))
+    if coding == "auto" or not ways:
+        ways.append(entropy(ADAPTIVE, AdaptiveModel(header.group_bits), b""))
+    return min(ways, key=lambda way: sum(len(piece) for piece in way))  # the first, if alike
 
 
 @contextmanager

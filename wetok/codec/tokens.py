@@ -169,7 +169,7 @@ class Tokens:
 
         Args:
             coding: "packed" in fixed length, "entropy" with `tables` (without: adaptive), "auto"
-                whichever is smaller.
+                whichever of these is smallest.
             metadata: what JSON can hold, to go with the tokens.
 
         Raises:

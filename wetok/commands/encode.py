@@ -16,7 +16,7 @@ def command(
     out: options.Out = Path("out"),
     coding: Annotated[
         str,
-        typer.Option(help="auto, packed (fixed length) or entropy; auto takes the smaller."),
+        typer.Option(help="auto, packed (fixed length) or entropy; auto takes the smallest."),
     ] = "auto",
     tiles: options.Tiles = "auto",
     force: options.Force = False,
