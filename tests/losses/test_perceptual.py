@@ -169,3 +169,32 @@ def test_a_wrong_file_ends_in_one_line(tmp_path: Path) -> None:
     assert isinstance(LPIPS.from_file(alex, "alex"), LPIPS)
     with pytest.raises(WetokError, match="net='squeeze'"):
         LPIPS("squeeze")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("net", NETS)
+def test_what_is_computed_again_in_backward_changes_nothing(net: Net, dtype: torch.dtype) -> None:
+    """Distance and gradient are those of all taps compared at the end, for less memory."""
+    lpips = random_lpips(net)
+    image, reference = images(seed=1).requires_grad_(), images(seed=2)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and len(tensor) == len(image):  # no weights
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    found = []
+    for function in (lpips, lambda a, b: lpips.between(lpips.taps(a), lpips.taps(b))):
+        kept.clear()
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), hooks:
+            distance = function(image, reference)
+        (gradient,) = torch.autograd.grad(distance.sum(), image)
+        found.append((distance, gradient, sum(kept.values())))
+    (one, its_gradient, less), (other, other_gradient, more) = found
+    assert torch.equal(one, other)
+    # In float32 three parts of a tap's gradient are summed, in another order.
+    error = (its_gradient - other_gradient).abs().max() / other_gradient.abs().max()
+    assert error <= (1e-6 if dtype == torch.float32 else 0)
+    assert less < (1 if dtype == torch.float32 else 0.75) * more

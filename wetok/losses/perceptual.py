@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wetok.config import WetokError
 
@@ -135,29 +136,69 @@ class LPIPS(nn.Module):
                 f"{self.smallest} pixels a side"
             )
         with torch.no_grad():
-            wanted = self.taps(reference)
-        return self.between(self.taps(image), wanted)
+            wanted = self._features(reference)
+        # Each tap is compared as soon as it is there, so that backward is through with a tap
+        # before it comes to the larger ones; and only the features are kept for it.
+        distances: list[Tensor] = []
+        heads = list(self.lin.parameters())
+        x = self._enter(image)
+        for layer, convolution in zip(self.layers, self.features, strict=True):
+            x = _apply(layer, convolution, x)
+            if layer.tap:
+                number = len(distances)
+                given = (heads[number], x, wanted[number])
+                if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                    distance = checkpoint(
+                        _distance, *given, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    distance = _distance(*given)
+                distances.append(distance)
+        return _sum(distances)
 
     def taps(self, image: Tensor) -> list[Tensor]:
         """The compared features, after their ReLU, of [B,3,H,W] in [-1,1]: five maps [B,C,h,w]."""
-        x = (image - self.shift) / self.scale
-        taps = []
-        for layer, convolution in zip(self.layers, self.features, strict=True):
-            if layer.pool:
-                x = F.max_pool2d(x, *layer.pool)
-            x = F.relu(convolution(x))
-            if layer.tap:
-                taps.append(x if x.dtype == torch.float64 else x.float())
-        return taps
+        return [_wide(tap) for tap in self._features(image)]
 
     def between(self, image: list[Tensor], reference: list[Tensor]) -> Tensor:
         """Distance [B] of two batches whose `taps` are at hand; `forward` checks, this does not."""
-        total = image[0].new_zeros(len(image[0]))
-        for head, one, other in zip(self.lin.parameters(), image, reference, strict=True):
-            # The head is a 1x1 convolution to one channel, written out so that autocast leaves it.
-            difference = _unit_length(one) - _unit_length(other)
-            total = total + (difference.square() * head[0]).sum(1).mean((-2, -1))
-        return total
+        given = zip(self.lin.parameters(), image, reference, strict=True)
+        return _sum([_distance(*each) for each in given])
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        x, taps = self._enter(image), []
+        for layer, convolution in zip(self.layers, self.features, strict=True):
+            x = _apply(layer, convolution, x)
+            if layer.tap:
+                taps.append(x)
+        return taps
+
+    def _enter(self, image: Tensor) -> Tensor:
+        return (image - self.shift) / self.scale
+
+
+def _apply(layer: _Layer, convolution: nn.Module, x: Tensor) -> Tensor:
+    if layer.pool:
+        x = F.max_pool2d(x, *layer.pool)
+    return F.relu(convolution(x))
+
+
+def _distance(head: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """[B], of one tap of two batches, [B,C,h,w] each."""
+    # The head is a 1x1 convolution to one channel, written out so that autocast leaves it.
+    difference = _unit_length(_wide(one)) - _unit_length(_wide(other))
+    return (difference.square() * head[0]).sum(1).mean((-2, -1))
+
+
+def _sum(distances: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(distances[0])
+    for distance in distances:
+        total = total + distance
+    return total
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
 
 
 def _unit_length(features: Tensor) -> Tensor:
