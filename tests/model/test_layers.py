@@ -208,3 +208,82 @@ def test_gradients_of_the_adaptive_norm(positions):
         return adaptive(x, *code_statistics(code))
 
     assert torch.autograd.gradcheck(run, (x.requires_grad_(), code.requires_grad_()))
+
+
+def _norm_and_input(
+    dtype: torch.dtype, channels_last: bool = False
+) -> tuple[GroupNorm, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm(64)
+    with torch.no_grad():
+        norm.weight.normal_(1, 0.3, generator=generator)
+        norm.bias.normal_(0, 0.3, generator=generator)
+    x = torch.randn(2, 64, 9, 6, generator=generator).to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return norm, x.requires_grad_()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_silu_in_one_are_the_two_to_the_last_bit(
+    dtype: torch.dtype, channels_last: bool
+) -> None:
+    norm, x = _norm_and_input(dtype, channels_last)
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    values = []
+    for function in (norm.silu, lambda given: F.silu(norm(given))):
+        result = function(x)
+        gradients = torch.autograd.grad((result * weight).sum(), [x, *norm.parameters()])
+        values.append([result, *gradients])
+        assert result.is_contiguous(memory_format=torch.channels_last) is channels_last
+    for one, other in zip(*values, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_norm_and_silu_in_one_have_the_right_gradient() -> None:
+    norm, x = _norm_and_input(torch.float64)
+    norm, x = norm.double(), x[:, :, :3, :2].detach().requires_grad_()
+    assert torch.autograd.gradcheck(norm.silu, (x,), fast_mode=True)
+    for wide in (norm.widens, True):
+        norm.widens = wide  # float64 stays float64
+        assert norm.silu(x).dtype == torch.float64
+
+
+def test_norm_and_silu_in_one_keep_their_input_alone() -> None:
+    norm, x = _norm_and_input(torch.float32)
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        norm.silu(x)
+    large = [tensor for tensor in kept if tensor.numel() == x.numel()]
+    assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
+
+
+def test_norm_and_silu_in_one_without_gradients_for_the_weights() -> None:
+    norm, x = _norm_and_input(torch.float32)
+    expected = torch.autograd.grad(norm.silu(x).square().sum(), x)[0]
+    norm.requires_grad_(False)
+    result = norm.silu(x)
+    result.square().sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, expected)
+    assert norm.weight.grad is None
+    assert not norm.silu(x.detach()).requires_grad
+
+
+def test_norm_and_silu_in_one_widen_as_autocast_does_on_accelerators() -> None:
+    norm, x = _norm_and_input(torch.bfloat16)
+    wide = x.detach().float().requires_grad_()
+    expected = F.silu(norm(wide))
+    gradients = torch.autograd.grad(expected.square().sum(), [wide, *norm.parameters()])
+    norm.widens = True
+    result = norm.silu(x)
+    found = torch.autograd.grad(result.square().sum(), [x, *norm.parameters()])
+    assert torch.equal(result, expected) and result.dtype == torch.float32
+    assert torch.equal(found[0], gradients[0].bfloat16())
+    assert all(torch.equal(a, b) for a, b in zip(found[1:], gradients[1:], strict=True))

@@ -77,7 +77,7 @@ class Decoder(nn.Module):
             x = block(x)
         for adaptive, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):
             x = level(adaptive(x, mean, deviation))
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(self.norm_out.silu(x))
         return depth_to_space(x, self.patch) if self.patch > 1 else x
 
     def _enter(self, code: Tensor, noise: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wetok.config import ModelConfig
@@ -62,4 +61,4 @@ class Encoder(nn.Module):
             x = level(x)
         for block in self.mid_block:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out.silu(x))

@@ -6,9 +6,13 @@ Attribute names follow the released checkpoints, so that their tensors load by n
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-6
@@ -23,12 +27,83 @@ def norm_groups(channels: int) -> int:
 class GroupNorm(nn.GroupNorm):
     """Group norm that also takes a single value a group, as a 1 x 1 latent has: it becomes 0."""
 
+    widens = False
+    """`silu` computes in float32 even on a CPU, as autocast has it on accelerators."""
+
     def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__(norm_groups(channels), channels, eps=EPSILON, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         # F.group_norm refuses one value a group; the kernel below it gives (x - x) / sqrt(eps).
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the norm of x [B,C,H,W]; in training only x is kept for backward.
+
+        Values and gradients are those of the two operations to the last bit; the norm is computed
+        again in backward, at a hundredth of a step's time.
+        """
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return F.silu(self(x))
+        wide = x.dtype != torch.float64 and (self.widens or _is_widened(x.device.type))
+        result: Tensor = _NormSilu.apply(x, self.weight, self.bias, self.num_groups, self.eps, wide)
+        return result
+
+
+def _is_widened(device: str) -> bool:
+    """Whether autocast is on and computes group norm in float32 on this kind of device."""
+    known = device != "cpu" and torch.amp.is_autocast_available(device)
+    return known and torch.is_autocast_enabled(device)
+
+
+class _NormSilu(torch.autograd.Function):
+    """silu(group norm(x)), of which autograd by itself would keep the norm's result too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, wide: bool
+    ) -> Tensor:
+        ctx.settings = groups, eps, wide
+        y, mean, inverse = _native(x, weight, bias, groups, eps, wide)
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        return F.silu(y, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        groups, eps, wide = ctx.settings
+        y, _, _ = _native(x, weight, bias, groups, eps, wide)
+        gradient = torch.ops.aten.silu_backward(gradient, y)
+        own = _laid_out(x.float() if wide else x, x)
+        batch, channels = x.shape[:2]
+        of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+            *(_laid_out(gradient, x), own, mean, inverse, weight),
+            *(batch, channels, math.prod(x.shape[2:]), groups, list(ctx.needs_input_grad[:3])),
+        )
+        return (None if of_x is None else of_x.to(x.dtype)), of_weight, of_bias, None, None, None
+
+
+def _native(
+    x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, wide: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm with each group's mean and 1 / deviation, by the kernel below `torch.group_norm`."""
+    batch, channels = x.shape[:2]
+    x = _laid_out(x.float() if wide else x, x)
+    return torch.native_group_norm(
+        x, weight, bias, batch, channels, math.prod(x.shape[2:]), groups, eps
+    )
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """In a memory format that the kernel takes: channels last only on the CPU."""
+    if (
+        like.device.type == "cpu"
+        and not like.is_contiguous()
+        and like.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
 
 
 class ResidualBlock(nn.Module):
@@ -58,8 +133,8 @@ class ResidualBlock(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
+        y = self.conv1(self.norm1.silu(x))
+        y = self.conv2(self.norm2.silu(y))
         return y + (x if self.same_width else self.nin_shortcut(x))
 
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wetok.config import TrainConfig
 from wetok.losses.objective import ReconstructionObjective
 from wetok.losses.perceptual import LPIPS
-from wetok.model.layers import ResidualBlock, Upsample
+from wetok.model.layers import GroupNorm, ResidualBlock, Upsample
 from wetok.model.network import TokenizerNetwork
 from wetok.model.quantizer import GroupedQuantizer
 from wetok.train.adversary import Adversary
@@ -250,5 +250,7 @@ def _cast_as_accelerators(network: nn.Module | None) -> None:
     The one rule in which they differ for these networks, and it doubles what a norm keeps.
     """
     for module in network.modules() if network else ():
+        if isinstance(module, GroupNorm):
+            module.widens = True
         if isinstance(module, nn.GroupNorm):
             module.register_forward_pre_hook(lambda _, given: (given[0].float(),))
