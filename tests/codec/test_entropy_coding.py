@@ -256,7 +256,7 @@ def test_learning_finds_what_there_is() -> None:
     for _ in range(6):
         rows = np.repeat(rng.integers(0, 4, (1, 1, 24, 1)), 24, 3)[0]
         samples.append(np.concatenate([rows, rows]).astype(np.uint8))
-    tables = learn(samples, 2, hidden=4, levels=1, steps=60)
+    tables = learn(samples, 2, hidden=8, levels=1, steps=200)
     ids = np.stack(samples)
     header = header_for(ids, 2)
     data = encode(header, ids, "entropy", tables)
@@ -264,8 +264,10 @@ def test_learning_finds_what_there_is() -> None:
     assert np.array_equal(decode(data, tables=tables)[1], ids)
     with pytest.raises(WetokError, match="samples"):
         learn([], 2)
+    with pytest.raises(WetokError, match="steps=19"):
+        learn(samples, 2, steps=19)
     few = samples[:1]
-    one, again = (learn(few, 2, hidden=2, levels=0, steps=10, seed=3) for _ in range(2))
+    one, again = (learn(few, 2, hidden=2, levels=0, steps=20, seed=3) for _ in range(2))
     assert one.data == again.data
 
 

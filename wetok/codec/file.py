@@ -153,8 +153,8 @@ def opened(path: str | Path, *, verify: bool = True) -> Iterator[TokenFile]:
 
     Args:
         verify: check the whole file first. Without, what can be checked alone (the blocks of a
-            large image, the images of a large file) is checked as it is read, and for the rest the
-            whole file then.
+            large image, the images of a large file) is checked as it is read, and for other ids
+            and margins the whole file then; colour and metadata are taken as they are.
 
     Raises:
         WetokError: as `read`; so do the methods of what is given.

@@ -51,16 +51,18 @@ def learn(
     Args:
         hidden: hidden values of each network; more are slower and code a little better.
         levels: L, how many times the grid of the first phase is halved.
-        steps: batches of 1,024 positions for each network.
+        steps: batches of 1,024 positions for each network, at least 20.
         progress: is told what was done.
 
     Raises:
-        WetokError: no samples, or samples of different numbers of groups.
+        WetokError: no samples, samples of different numbers of groups, or fewer steps.
     """
     import torch
 
     if not samples or len({sample.shape[0] for sample in samples}) != 1:
         raise WetokError("samples: give ids [g,h,w] of at least one image, all with one g")
+    if steps < 20:
+        raise WetokError(f"steps={steps} must be at least 20")
     groups = samples[0].shape[0]
     margin = reach(levels)
     padded = []

@@ -23,7 +23,7 @@ def command(
     hidden: Annotated[
         int, typer.Option(min=0, max=256, help="Size of the networks; larger is slower, smaller.")
     ] = 48,
-    steps: Annotated[int, typer.Option(min=10, help="Batches for each network.")] = 1000,
+    steps: Annotated[int, typer.Option(min=20, help="Batches for each network.")] = 1000,
     side: Annotated[int, typer.Option(min=64, help="Larger photographs are cropped to this.")] = (
         1024
     ),
