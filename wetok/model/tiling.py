@@ -30,8 +30,8 @@ from wetok.model.strips import Activation, Plane
 Mode: TypeAlias = Literal["auto", "off", "fast", "exact"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-_SEEN = 3
-"""Positions around a window that matter in practice; `reach` bounds what can matter at all."""
+_WINDOW = 128
+"""Side of a window, in pixels."""
 _COPIES = 5
 """Activations of the widest stage that a forward pass holds at a time: its input, the input kept
 for the residual, the output, and both as the convolution lays them out."""
@@ -47,8 +47,10 @@ class Tiling:
             ids and pixels. "fast": over tiles; a small share of the bits differs. "auto": as a
             whole where memory allows it, else exact.
         tile: side of a tile in pixels (fast).
-        overlap: pixels that neighbouring tiles share at least (fast).
-        windows: of 64 x 64 pixels at f = 8, from which a norm's statistics are taken (fast).
+        overlap: pixels that neighbouring tiles share at least (fast). By default twice as far as
+            the network looks, which leaves no seam, but not more than half a tile.
+        windows: of 128 x 128 pixels, from which the norms' statistics are taken (fast); as many
+            as cover the image give the image's own.
         scratch: folder of the files (exact, and the noise of generative decoders); the system's
             folder for temporary files by default, which the variable TMPDIR names.
 
@@ -58,8 +60,8 @@ class Tiling:
 
     mode: Mode = "auto"
     tile: int = 512
-    overlap: int = 64
-    windows: int = 96
+    overlap: int | None = None
+    windows: int = 48
     scratch: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Tiling:
             raise WetokError(
                 f"tile={self.tile} (pixels) and windows={self.windows} must be at least 1"
             )
-        if not 0 <= self.overlap <= self.tile // 2:
+        if self.overlap is not None and not 0 <= self.overlap <= self.tile // 2:
             raise WetokError(
                 f"overlap={self.overlap} must lie in 0..{self.tile // 2}, half of tile={self.tile}"
             )
@@ -140,9 +142,11 @@ def decoded(
         size: its true height and width.
         known: groups that are known, of g; the bits of the others count as neither sign.
     """
-    picture = Picture(size, output, _device(network))
+    picture = None
     for top, band in image_bands(network, ids, seed, tiling, mode, known):
+        picture = picture or Picture(size, output, _device(network))  # after all that goes before
         picture.put(top, band)
+    assert picture is not None
     return picture.result()
 
 
@@ -189,14 +193,10 @@ def _bands(
         _check_scratch(tiling.scratch, strips.scratch_bytes(parts, plane.shape))
         yield from strips.in_strips(parts, plane, device, condition, tiling.scratch)
         return
-    tile = max(2, -(-tiling.tile // factor))
-    grid = tiles.Grid(
-        positions,
-        tile,
-        overlap=min(-(-tiling.overlap // factor), tile // 2),
-        margin=min(_SEEN, math.ceil(reach)),
-    )
-    windows = tiles.sample(grid, max(1, 64 // factor), tiling.windows)
+    tile, seen = max(2, -(-tiling.tile // factor)), math.ceil(reach)
+    overlap = 2 * seen if tiling.overlap is None else -(-tiling.overlap // factor)
+    grid = tiles.Grid(positions, tile, min(overlap, tile // 2), seen)
+    windows = tiles.sample(grid, max(1, _WINDOW // factor), tiling.windows)
     moments = tiles.estimate(parts, plane, grid, windows, device, condition)
     yield from tiles.in_tiles(parts, plane, grid, moments, device, condition)
 
