@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.codec.test_entropy_coding import some_tables
 from wetok.checkpoint import fingerprint, load_network, save_folder
 from wetok.config import ModelConfig
 from wetok.model.network import TokenizerNetwork
@@ -129,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
 CHILD = """
 import json, sys, traceback
 import wetok
-from wetok.checkpoint import fingerprint, load_network
+from wetok.checkpoint import find_tables, fingerprint, load_network, tables_at_hand
 from wetok.model.tokenizer import Tokenizer
 
 for line in sys.stdin:
@@ -141,6 +143,9 @@ for line in sys.stdin:
         elif action == "pretrained":
             tokenizer = Tokenizer.from_pretrained(*args, **options)
             told = {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint}
+        elif action == "tables":
+            found = [find_tables(*args, **options), tables_at_hand(*args)]
+            told = {"tables": [one and one.digest.hex() for one in found]}
         else:
             told = {"url": str(wetok.load(args[0]).push_to_hub(args[1], **options))}
     except wetok.WetokError as error:
@@ -272,6 +277,22 @@ def test_push_and_load_again(hub: Hub, user: User, folders: list[Path]) -> None:
     want = {"name": "someone/pushed", "fingerprint": told_fingerprint(folders[0])}
     assert user("load", "someone/pushed") == want
     assert user("pretrained", "someone/pushed") == want
+
+
+def test_coding_tables_travel_with_a_model(
+    hub: Hub, user: User, offline_user: User, folders: list[Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(folders[0], tmp_path / "model"))
+    tables = some_tables(2, 2)
+    (folder / "coding.safetensors").write_bytes(tables.data)
+    user("push", str(folder), "someone/coded", commit_message="First")
+    assert hub.repos["someone/coded"]["main"]["coding.safetensors"] == tables.data
+    for one in (user, offline_user):
+        assert one("tables", "someone/coded") == {"tables": [tables.digest.hex()] * 2}
+    hub.commit("someone/plain", contents(folders[0]))
+    user("load", "someone/plain")
+    assert user("tables", "someone/plain") == {"tables": [None, None]}
+    assert offline_user("tables", "someone/nowhere") == {"tables": [None, None]}
 
 
 def test_what_can_go_wrong(hub: Hub, user: User, offline_user: User, folders: list[Path]) -> None:
