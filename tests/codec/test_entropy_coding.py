@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from tests.codec.by_the_book import probability as by_the_book_probability
 from tests.codec.by_the_book import read_ids
 from wetok.codec.adaptive import AdaptiveModel
+from wetok.codec.chunks import written
 from wetok.codec.context import (
     HIDDEN,
     Net,
@@ -439,6 +441,48 @@ def test_a_block_is_read_and_trusted_without_the_rest(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(WetokError, match="index's checksum"), opened(path, verify=False):
         pass
+
+
+def test_lies_of_an_index() -> None:
+    """With right checksums, and with little memory."""
+    ids = smooth_ids((1, 2, 9, 9), 3)
+    payload = payload_of(encode(header_for(ids, 3), ids, "entropy"))
+    assert payload[:3] == b"\x80\0\1"
+    lengths, segments = list(payload[3:5]), payload[5:]
+
+    def file(
+        index: bytes, rest: bytes = segments, sizes: tuple[int, ...] = (1, 9, 9, 9, 9)
+    ) -> bytes:
+        model = bytes(8) + b"\2\0\3\1m"
+        images = b"\2" + np.array(sizes, "<u4").tobytes() + index + rest
+        return b"".join(written([(b"MODL", [model]), (b"IMGS", [images])]))
+
+    good = b"\x80\0\1" + bytes(lengths)
+    assert np.array_equal(decode(file(good))[1], ids)
+    big = 2**32 - 1
+    tracemalloc.start()
+    for data, said in (
+        (file(b"\0\0\1" + bytes(lengths)), "blocks of side 0"),
+        (file(b"\1\1\1" + bytes(lengths)), "blocks of side 257"),
+        (file(b"\x80\0\0" + bytes(lengths)), "lengths of 0 bytes"),
+        (file(b"\x80\0\5" + bytes(lengths)), "lengths of 5 bytes"),
+        (file(b"\x80"), "lengths of|truncated"),
+        (file(b"", b""), "truncated"),
+        (file(b"\x80\0\4\xff\xff\xff\xff\xff\xff\xff\xff"), "tells of 8589934590 bytes"),
+        (file(good, segments[:-1]), "tells of"),
+        (file(good, segments + b"\0"), "tells of"),
+        (file(b"\x80\0\1" + bytes([lengths[0] - 1, lengths[1] + 1])), "end too early|followed"),
+        (file(good, sizes=(big, 9, 9, 9, 9)), "index of 4294967295 blocks takes"),
+        (file(good, sizes=(1, big, big, big, big)), "blocks takes"),
+        (file(good, sizes=(1, 128, 128, 128, 128)), "end too early"),
+        (file(b"\0\1\1\0\0", b"", (1, 256, 256, 256, 256)), "fewer bytes of ids"),
+        (file(b"\x80\0\1" + bytes(2 * 6), b"", (6, 128, 128, 128, 128)), "index of 6 blocks"),
+    ):
+        with pytest.raises(WetokError, match=said) as caught:
+            decode(data)
+        assert "\n" not in str(caught.value)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
 
 
 # --- the same bytes everywhere ------------------------------------------------------------------

@@ -6,6 +6,7 @@ channel next to it: photographs are smooth, and so are the signs of most latents
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -35,43 +36,48 @@ class AdaptiveModel:
         self._bits = group_bits
 
     def encode(self, planes: NDArray[np.uint8]) -> list[bytes]:
-        grid = Grid(len(planes), planes.shape[1:], LEVELS)
-        grid.view(slice(None), whole())[:] = planes.astype(np.float32) * 2 - 1
         segments = []
+        every = slice(None)
         for first in range(0, len(planes), self._bits):
-            coder, states = Encoder(), _start() * self._bits
-            counts = [0] * self._bits * CONTEXTS
-            own = slice(first, first + self._bits)
+            grid, coder, states, counts = self._begin(planes.shape[1:]), Encoder(), *self._fresh()
+            own = planes[first : first + self._bits]
+            grid.view(every, whole())[:] = own.astype(np.float32) * 2 - 1
             for phase in grid.present(phases(LEVELS)):
-                contexts = self._contexts(grid, own, phase).reshape(-1)
-                bits = grid.view(own, phase).reshape(-1) > 0
+                contexts = self._contexts(grid, phase).reshape(-1)
+                bits = grid.view(every, phase).reshape(-1) > 0
                 coder.encode_adaptive(contexts.tolist(), bits.tolist(), states, counts)
             segments.append(coder.finish())
         return segments
 
-    def decode(self, segments: list[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
-        grid = Grid(len(segments) * self._bits, size, LEVELS)
-        for group, segment in enumerate(segments):
-            coder, states = Decoder(segment), _start() * self._bits
-            counts = [0] * self._bits * CONTEXTS
-            own = slice(group * self._bits, (group + 1) * self._bits)
+    def decode(self, segments: list[bytes], size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+        every = slice(None)
+        for segment in segments:
+            grid, coder, states, counts = self._begin(size), Decoder(segment), *self._fresh()
             for phase in grid.present(phases(LEVELS)):
-                contexts = self._contexts(grid, own, phase)
+                contexts = self._contexts(grid, phase)
                 found = coder.decode_adaptive(contexts.reshape(-1).tolist(), states, counts)
-                target = grid.view(own, phase)
+                target = grid.view(every, phase)
                 target[:] = (np.array(found, np.float32) * 2 - 1).reshape(target.shape)
             coder.finish()
-        return (grid.view(slice(None), whole()) > 0).astype(np.uint8)
+            yield (grid.view(every, whole()) > 0).astype(np.uint8)
 
-    def _contexts(self, grid: Grid, own: slice, phase: Phase) -> NDArray[np.int64]:
+    def _begin(self, size: tuple[int, int]) -> Grid:
+        return Grid(self._bits, size, LEVELS)
+
+    def _fresh(self) -> tuple[list[int], list[int]]:
+        """Probability and count of every context."""
+        return _start() * self._bits, [0] * self._bits * CONTEXTS
+
+    def _contexts(self, grid: Grid, phase: Phase) -> NDArray[np.int64]:
         """The number of each bit's context, [d', rows, columns]."""
-        shape = grid.view(own, phase).shape
+        every = slice(None)
+        shape = grid.view(every, phase).shape
         channels = np.arange(shape[0])[:, None, None] * CONTEXTS
         if not phase.known:
             return np.broadcast_to(channels, shape)
         near, far = (
             sum(
-                (grid.view(own, phase, offset) for offset in offsets),
+                (grid.view(every, phase, offset) for offset in offsets),
                 start=np.zeros(shape, np.float32),
             ).astype(np.int64)
             for offsets in (phase.known[:4], phase.known[4:8])

@@ -18,6 +18,7 @@ reads on every other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -88,8 +89,8 @@ class Model(Protocol):
     def encode(self, planes: NDArray[np.uint8]) -> list[bytes]:
         """Planes [d, h, w] of bits -> the segment of each group."""
 
-    def decode(self, segments: list[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """The first segments -> planes [len(segments) * d', h, w].
+    def decode(self, segments: list[bytes], size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+        """The first segments -> planes [d', h, w] of each group in turn.
 
         Raises:
             WetokError: segments that no encoder makes.
@@ -236,7 +237,7 @@ class LearnedModel:
             segments.append(coder.finish())
         return segments
 
-    def decode(self, segments: list[bytes], size: tuple[int, int]) -> NDArray[np.uint8]:
+    def decode(self, segments: list[bytes], size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
         bits = self._bits
         grid = Grid(len(segments) * bits, size, self._levels)
         for group, segment in enumerate(segments):
@@ -252,7 +253,8 @@ class LearnedModel:
                     target = grid.view(slice(group * bits + bit, group * bits + bit + 1), phase)
                     target[:] = signs.reshape(target.shape)
             coder.finish()
-        return (grid.view(slice(None), whole()) > 0).astype(np.uint8)
+            own = slice(group * bits, (group + 1) * bits)
+            yield (grid.view(own, whole()) > 0).astype(np.uint8)
 
     def _logits(self, grid: Grid, group: int, number: int, phase: Phase) -> Integers:
         """Logits [d', positions] without the part of the id's own earlier bits."""

@@ -167,8 +167,7 @@ def expand(
     ids = np.zeros((len(images), groups, tall, broad), id_dtype(group_bits))
     for target, image in zip(ids, images, strict=True):
         for block in index.blocks(image, rows, columns):
-            planes = _decode(read, block, model, groups)
-            values = to_ids(planes, group_bits)
+            values = _decode(read, block, model, groups, group_bits)
             top = max(block.rows.start, rows.start)
             left = max(block.columns.start, columns.start)
             bottom = min(block.rows.stop, rows.stop)
@@ -186,11 +185,14 @@ def expand(
     return ids
 
 
-def _decode(read: Read, block: Block, model: Model, groups: int) -> NDArray[np.uint8]:
+def _decode(
+    read: Read, block: Block, model: Model, groups: int, group_bits: int
+) -> NDArray[np.integer]:
+    """Ids [groups, rows, columns] of a whole block."""
     data = read(block.position, sum(block.lengths))
     if block.checksum is not None and zlib.crc32(data) != block.checksum:
         raise WetokError("altered or damaged: the checksum of a block does not match")
     ends = np.cumsum((0, *block.lengths)).tolist()
     segments = [data[ends[group] : ends[group + 1]] for group in range(groups)]
     size = (block.rows.stop - block.rows.start, block.columns.stop - block.columns.start)
-    return model.decode(segments, size)
+    return np.concatenate([to_ids(planes, group_bits) for planes in model.decode(segments, size)])

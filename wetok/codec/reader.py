@@ -240,11 +240,15 @@ def _model_of(chunk: bytes) -> tuple[str, int, int, str]:
     return fingerprint.hex(), groups, group_bits, name
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
 def _metadata_of(chunk: Chunk, container: Container) -> dict[str, Any]:
     if chunk.length > META_LIMIT:
         raise WetokError(f"metadata of {chunk.length} bytes; at most {META_LIMIT} are read")
     try:
-        found = json.loads(container.take(chunk, 0, chunk.length))
+        found = json.loads(container.take(chunk, 0, chunk.length), parse_constant=_no_number)
     except (ValueError, RecursionError):
         raise WetokError("its metadata is not JSON") from None
     if not isinstance(found, dict):
