@@ -153,7 +153,7 @@ def test_a_signal_saves_and_says_how_to_go_on(place: Path, world: int, number: i
 
 SELDOM = [f"run.{what}_every=1000" for what in ("checkpoint", "sample", "validate")]
 FULL: dict[str, tuple[int, list[str]]] = {
-    "config.json": (100, []),
+    "config.json": (1_000, []),
     "log.jsonl": (4_000, SELDOM),
     "run.trackers": (4_000, [*SELDOM, "run.trackers=[tensorboard]"]),
     "the first step-": (60_000, []),
