@@ -147,13 +147,13 @@ def test_fast_is_nearer_than_tiles_on_their_own(photos_dir: Path) -> None:
     image = load_image(photos_dir / "val" / "animal_118.jpg").crop((200, 100, 584, 356))
     array = np.asarray(image)
     whole = tok.encode(array, tiles="off").ids
-    fast = tok.encode(array, tiles=Tiling("fast", tile=256, windows=4)).ids
+    fast = tok.encode(array, tiles=Tiling("fast", tile=256, windows=12)).ids
     half = [tok.encode(array[:, x : x + 192], tiles="off").ids for x in (0, 192)]
 
     def share(ids: torch.Tensor) -> float:
         return sum((((ids ^ whole) >> k) & 1).float().mean().item() for k in range(8)) / 8
 
-    assert 0 < share(fast) < share(torch.cat(half, 3)) / 2
+    assert 0 < share(fast) < share(torch.cat(half, 3)) / 2, "half of the image seen"
     assert share(fast) < 0.03
 
 

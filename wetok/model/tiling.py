@@ -30,7 +30,7 @@ from wetok.model.strips import Activation, Plane
 Mode: TypeAlias = Literal["auto", "off", "fast", "exact"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-_WINDOW = 128
+_WINDOW = 64
 """Side of a window, in pixels."""
 _COPIES = 5
 """Activations of the widest stage that a forward pass holds at a time: its input, the input kept
@@ -49,7 +49,7 @@ class Tiling:
         tile: side of a tile in pixels (fast).
         overlap: pixels that neighbouring tiles share at least (fast). By default twice as far as
             the network looks, which leaves no seam, but not more than half a tile.
-        windows: of 128 x 128 pixels, from which the norms' statistics are taken (fast); as many
+        windows: of 64 x 64 pixels, from which the norms' statistics are taken (fast); as many
             as cover the image give the image's own.
         scratch: folder of the files (exact, and the noise of generative decoders); the system's
             folder for temporary files by default, which the variable TMPDIR names.
@@ -61,7 +61,7 @@ class Tiling:
     mode: Mode = "auto"
     tile: int = 512
     overlap: int | None = None
-    windows: int = 48
+    windows: int = 96
     scratch: str | Path | None = None
 
     def __post_init__(self) -> None:
