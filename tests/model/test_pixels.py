@@ -85,6 +85,13 @@ def test_what_singles_takes(tmp_path: Path) -> None:
         assert torch.equal(Pixels(single, 1, 1).read(0, 6)[0], as_float(array))
     (single,) = singles(grey, unlimited=False)
     assert torch.equal(Pixels(single, 1, 1).read(0, 6)[0], to_tensor(grey))
+    # What `load_image` changes in a PIL image, it changes here.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        (single,) = singles(turned, unlimited=False)
+    assert single.size == (6, 9)
     batch = np.stack([array, array[::-1]])
     assert len(singles(batch, unlimited=False)) == 2
     assert len(singles([array, batch, grey], unlimited=False)) == 4
@@ -126,7 +133,7 @@ def test_large_files_are_opened_on_request(
     expected = load_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     monkeypatch.setattr(pixels, "MAX_PIXELS", 200)
-    with pytest.raises(WetokError, match="too large"):
+    with pytest.raises(WetokError, match="too large.*or ask for fast or exact tiles"):
         open_image(path, unlimited=False)
     assert np.array_equal(open_image(path, unlimited=True), expected)
     assert Image.MAX_IMAGE_PIXELS == 100

@@ -135,16 +135,24 @@ def open_image(path: str | os.PathLike[str], *, unlimited: bool) -> Image.Image:
         WetokError: as `load_image`.
     """
     if not unlimited:
-        return load_image(path)
+        try:
+            return load_image(path)
+        except WetokError as error:
+            if "too large" not in str(error):
+                raise
+            raise WetokError(
+                f"{error}; or ask for fast or exact tiles, which take up to {TILED_MAX_PIXELS:,}"
+            ) from None
     with _larger_images():
         try:
             image = Image.open(path)
         except Exception:
             return load_image(path)  # raises, and says what is wrong
         try:
-            if _is_plain(image):
+            if MAX_PIXELS // 8 < image.width * image.height <= TILED_MAX_PIXELS:
                 image.load()
-                return image
+                if _is_plain(image):
+                    return image
         except Exception:
             pass  # load_image says what is wrong
         image.close()
@@ -152,10 +160,9 @@ def open_image(path: str | os.PathLike[str], *, unlimited: bool) -> Image.Image:
 
 
 def _is_plain(image: Image.Image) -> bool:
-    """Whether it is large, and its pixels as decoded are what `load_image` would give."""
+    """Whether its pixels, as decoded, are what `load_image` would give."""
     return (
-        MAX_PIXELS // 8 < image.width * image.height <= TILED_MAX_PIXELS
-        and image.mode == "RGB"
+        image.mode == "RGB"
         and image.format != "EPS"
         and getattr(image, "n_frames", 1) == 1
         and not image.info.keys() & {"icc_profile", "transparency"}
@@ -196,7 +203,7 @@ def _opened(image: Any, unlimited: bool) -> Iterator[Any]:
     elif isinstance(image, (str, os.PathLike)):
         yield open_image(image, unlimited=unlimited)
     elif isinstance(image, Image.Image):
-        yield image if image.mode == "RGB" else load_image(image)
+        yield image if _is_plain(image) else load_image(image, max_pixels=TILED_MAX_PIXELS)
     elif isinstance(image, (np.ndarray, Tensor)):
         channel = -1 if image.dtype in (np.uint8, torch.uint8) else -3
         if image.ndim not in (3, 4) or image.shape[channel] != 3 or 0 in image.shape:
