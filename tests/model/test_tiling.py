@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import wetok
+from tests.command_lines import check, command_lines
 from tests.model.test_stages import network
 from wetok.cli import main
 from wetok.config import WetokError
@@ -21,6 +23,7 @@ from wetok.data.images import load_image
 from wetok.model import strips, tiling
 from wetok.model.decoder import sample_noise
 from wetok.model.layers import code_statistics
+from wetok.model.stages import decoder_stages, encoder_stages, reach
 from wetok.model.tiling import Tiling, whole_bytes
 from wetok.model.tokenizer import Tokenizer
 
@@ -293,3 +296,34 @@ def test_a_large_reconstruction_is_scored_in_bands(monkeypatch: pytest.MonkeyPat
     told = scores.score(Image.fromarray(one), Image.fromarray(other))
     assert told.psnr == pytest.approx(peak_signal_noise_ratio(one, other)) and told.ssim is None
     assert scores.score(Image.fromarray(one), Image.fromarray(one)).psnr == float("inf")
+
+
+# --- the page
+
+
+def test_the_page_says_what_is_there(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (repo / "docs" / "large-images.md").read_text(encoding="utf-8")
+    lines = command_lines(text)
+    assert len(lines) >= 2
+    for words in lines:
+        check(words)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(pixels(70, 90)).save("huge.png")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "large-images.md", "exec"), names)
+    assert names["image"].size == (90, 70)
+    shipped = names["tok"].model
+    stages_ = encoder_stages(shipped.encoder), decoder_stages(shipped.decoder)
+    assert reach(stages_[0], 2) == 52 and "52 pixels (the shipped encoder)" in text
+    assert 8 < reach(stages_[1], 1) <= 9 and "or 9\n  positions of the code" in text
+    assert Tiling().windows * tiling._WINDOW**2 == 393216 and "Up to 393,216 pixels" in text
+    assert whole_bytes(shipped, (8, 8)) == 64 * 640 and "about 640 bytes of memory a pixel" in text
+    for part, shape, told in (
+        (stages_[0], (12, 4096, 4096), "192 bytes a pixel to encode"),
+        (stages_[1], (32, 1024, 1024), "and 256 to decode"),
+    ):
+        bytes_ = strips.scratch_bytes(part, shape) / 8192**2
+        assert f"{bytes_:.0f}" in told and told in text
