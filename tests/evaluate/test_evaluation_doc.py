@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -52,3 +53,26 @@ def test_tolerances() -> None:
     assert TOLERANCES["lpips-"] == (1e-4, "abs")
     assert TOLERANCES["rfid"] == TOLERANCES["fid"] == TOLERANCES["fd-"] == (1e-3, "rel")
     assert TOLERANCES["usage"] == TOLERANCES["token_entropy"] == (1e-3, "abs")
+
+
+def test_the_speed_is_the_benchmarks() -> None:
+    (file,) = (ROOT / "benchmarks" / "results").glob("evaluation-speed-*.json")
+    result = json.loads(file.read_text("utf-8"))
+    each, end = result["seconds_an_image"], result["seconds_at_the_end"]
+    assert (
+        f"| an image | {each['released']:.2f} | {each['ours']:.2f} | {each['together']:.2f} |"
+        in (TEXT)
+    )
+    told = (
+        f"| {end['released']:.1f} | {end['ours']:.1f} ({end['ours_beyond_2048_images']:.1f} beyond"
+    )
+    assert told in TEXT
+    for ratio, words in (
+        (result["ratio"], "{:.1f} times as fast on these 31 images"),
+        (result["ratio_an_image"], "{:.1f} times in a long evaluation"),
+        (result["ratio_an_image_together"], "{:.1f} times where several systems are compared"),
+    ):
+        assert words.format(ratio) in TEXT
+    for name, one in result["scores"].items():
+        tolerance = 1e-4 if name == "fd" else 1e-7
+        assert one["ours"] == pytest.approx(one["released"], rel=tolerance), name
