@@ -372,7 +372,7 @@ def log_of(folder: Path, without: AbstractSet[str] = frozenset()) -> list[dict[s
 
 
 def assert_near(mine: Any, expected: Any) -> None:
-    """Every number to 1e-5."""
+    """Tensors to 1e-5; logged numbers, of six digits and summed by any threads, to 1e-4."""
     if isinstance(expected, dict):
         assert mine.keys() == expected.keys()
         for key, value in expected.items():
@@ -385,7 +385,7 @@ def assert_near(mine: Any, expected: Any) -> None:
         assert mine.dtype == expected.dtype
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
     elif isinstance(expected, float):
-        assert mine == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
     else:
         assert mine == expected
 
