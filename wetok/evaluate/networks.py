@@ -6,17 +6,20 @@ An image goes through each network once, whatever the number of scores that use 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wetok.config import WetokError, near
 from wetok.evaluate.inception import DIMS, Inception
+from wetok.evaluate.winograd import WinogradConv2d, fits
 from wetok.losses.perceptual import LPIPS
 
 FD_VGG = "fd-vgg"
+_WIDE = 64  # channels from which on Winograd's convolution is the faster one
 FRECHET_NAMES = ("rfid", "rfid-torch-fidelity", FD_VGG)
 
 
@@ -65,6 +68,7 @@ class Networks:
         self._run: dict[str, LPIPS] = dict(self.lpips)
         if vgg is not None:
             self._run["vgg"] = vgg
+        self._quick: dict[str, LPIPS] = {}
 
     @property
     def dims(self) -> dict[str, int]:
@@ -83,7 +87,7 @@ class Networks:
 
     def to(self, device: torch.device) -> Networks:
         """Moves every network; returns this object."""
-        for network in (*self._run.values(), *self.inceptions.values()):
+        for network in (*self._run.values(), *self._quick.values(), *self.inceptions.values()):
             network.to(device)
         return self
 
@@ -101,11 +105,18 @@ class Networks:
                     f"image {height}x{width}: LPIPS {net} needs at least {network.smallest} "
                     "pixels a side"
                 )
-        taps = {net: network.taps(images) for net, network in self._run.items()}
+        taps = {net: self._taps(net, images) for net in self._run}
         features = {name: network(images) for name, network in self.inceptions.items()}
         if self.vgg is not None:
             features[FD_VGG] = taps["vgg"][-1].mean((-2, -1))
         return Looked({net: taps[net] for net in self.lpips}, features)
+
+    def _taps(self, net: str, images: Tensor) -> list[Tensor]:
+        if net == "alex" or images.device.type != "cpu":
+            return self._run[net].taps(images)
+        if net not in self._quick:
+            self._quick[net] = _quicker(self._run[net])
+        return self._quick[net].taps(images.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def distances(self, image: Looked, reference: Looked) -> dict[str, Tensor]:
@@ -114,6 +125,20 @@ class Networks:
             f"lpips-{net}": network.between(image.taps[net], reference.taps[net])
             for net, network in self.lpips.items()
         }
+
+
+def _quicker(network: LPIPS) -> LPIPS:
+    """A copy that computes the same features on a CPU in half the time, to about 1e-5.
+
+    Its convolutions are their own, all else is shared with `network`, which stays as it is.
+    """
+    quicker = copy.copy(network)
+    quicker._modules = dict(network._modules)
+    quicker.features = nn.ModuleList(
+        WinogradConv2d(one) if fits(one) and one.in_channels >= _WIDE else one  # type: ignore[arg-type, operator]
+        for one in network.features
+    )
+    return quicker
 
 
 def frechet_name(network: Inception) -> str:
