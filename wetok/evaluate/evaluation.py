@@ -27,7 +27,7 @@ from wetok.evaluate.pixels import psnr, ssim
 from wetok.evaluate.processes import gathered
 from wetok.evaluate.protocols import Protocol, preprocessing_hash
 from wetok.evaluate.rows import Rows
-from wetok.evaluate.systems import System, TokenizerSystem
+from wetok.evaluate.systems import Reconstruction, System, TokenizerSystem
 from wetok.losses.perceptual import LPIPS
 from wetok.model.tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ _AHEAD = 2  # images that are read while another is scored
 
 class _Loaded(NamedTuple):
     name: str
+    path: Path
     image: Image.Image
     content: bytes
 
@@ -125,7 +126,7 @@ class Evaluation:
             WetokError: as for `add`.
         """
         content = hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).digest()
-        loaded = _Loaded(name, image, content)
+        loaded = _Loaded(name, Path(name), image, content)
         return self._score(len(self.images), loaded, self._original(loaded))
 
     def add_all(self, paths: Iterable[Path], step: Callable[[], None] = lambda: None) -> None:
@@ -214,7 +215,7 @@ class Evaluation:
 
     def _load(self, path: Path) -> _Loaded:
         image = self.protocol.load(path)
-        return _Loaded(path.name, image, hashlib.sha256(path.read_bytes()).digest())
+        return _Loaded(path.name, path, image, hashlib.sha256(path.read_bytes()).digest())
 
     def _ahead(self, paths: Iterator[Path]) -> Iterator[_Loaded | WetokError]:
         """What is at each path, or why not, read while the images before it are scored."""
@@ -244,9 +245,16 @@ class Evaluation:
         pixels = self.protocol.to_8bit(image)
         return pixels.cpu() if pixels.device.type == "mps" else pixels
 
+    def _reconstruct(self, loaded: _Loaded, image: Tensor) -> Reconstruction:
+        by_file = getattr(self.system, "reconstruct_file", None)  # of a `FileSystem`
+        if by_file is None:
+            return self.system.reconstruct(image, self.seeds)
+        again: Reconstruction = by_file(loaded.path, loaded.image, self.protocol)
+        return again
+
     def _score(self, place: int, loaded: _Loaded, original: _Original) -> dict[str, Any]:
         image, pixels, looked = original
-        result = self.system.reconstruct(image, self.seeds)
+        result = self._reconstruct(loaded, image)
         samples, features = [], []
         for again in result.images:
             if again.shape != image.shape:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from wetok.evaluate import protocols
 from wetok.model.tokenizer import Tokenizer
 
 
@@ -25,9 +28,9 @@ class Reconstruction:
     """Size as a file's payload after entropy coding, where there is one."""
     ids: Tensor | None = None
     """[1,g,h,w], where there are any."""
-    encode_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    """Of one image: the first."""
+    encode_seconds: float | None = None
+    decode_seconds: float | None = None
+    """Of one image: the first. None where nobody measured."""
 
 
 class System(Protocol):
@@ -67,6 +70,24 @@ class System(Protocol):
         ...
 
 
+class FileSystem(System, Protocol):
+    """A system that knows images by their files, such as a folder of another's reconstructions."""
+
+    def reconstruct_file(
+        self, path: Path, image: Image.Image, protocol: protocols.Protocol
+    ) -> Reconstruction:
+        """What it has for the file `path`, brought to what `protocol` makes of `image`.
+
+        Args:
+            path: of the original; for one from memory, its name.
+            image: what `protocol.load` read from it.
+
+        Raises:
+            WetokError: it has nothing for this image, which then counts as failed.
+        """
+        ...
+
+
 class TokenizerSystem:
     """A wetok model as a `System`."""
 
@@ -89,11 +110,11 @@ class TokenizerSystem:
         return self.tokenizer.device
 
     def reconstruct(self, image: Tensor, seeds: Sequence[int]) -> Reconstruction:
-        began = self._now()
+        began = now(self.device)
         tokens = self.tokenizer.encode(image)
-        encoded = self._now()
+        encoded = now(self.device)
         images = [self.tokenizer.decode(tokens, seed=seeds[0], output="float")]
-        decoded = self._now()
+        decoded = now(self.device)
         images += [self.tokenizer.decode(tokens, seed=seed, output="float") for seed in seeds[1:]]
         to_bytes = getattr(tokens, "to_bytes", None)
         return Reconstruction(
@@ -105,7 +126,9 @@ class TokenizerSystem:
             decode_seconds=decoded - encoded,
         )
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock, once `device` has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
