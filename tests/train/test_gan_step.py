@@ -461,10 +461,12 @@ def test_compiled_networks_give_the_same_gradients(
 
 
 @pytest.mark.skipif(not os.environ.get("WETOK_INDUCTOR"), reason="slow; set WETOK_INDUCTOR=1")
+@pytest.mark.parametrize("adaptive", [False, True])
 def test_inductor_gives_the_same_gradients(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adaptive: bool
 ) -> None:
-    eager, _, _ = first_step(recipe, tmp_path / "eager", monkeypatch, {})
-    changes = {"run.compile": True}
+    changes = {"gan.adaptive": adaptive}
+    eager, _, _ = first_step(recipe, tmp_path / "eager", monkeypatch, changes)
+    changes["run.compile"] = True
     compiled, _, _ = first_step(recipe, tmp_path / "compiled", monkeypatch, changes)
     assert_close(compiled, eager, 1e-3)

@@ -57,6 +57,10 @@ class Run:
 
     Only the first process writes and watches.
 
+    Args:
+        quantizer: one that stands in for the settings' own, see `TokenizerNetwork`. There is no
+            model/ then: whoever reads a model folder could not know what to put in.
+
     Raises:
         WetokError: a run is in the folder and `resume` is not given, or none is and it is; its
             checkpoint is damaged or another network's; images, weights, device or `run.init`
@@ -64,9 +68,15 @@ class Run:
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, watcher: Watcher, resume: bool = False
+        self,
+        config: TrainConfig,
+        folder: Path,
+        watcher: Watcher,
+        resume: bool = False,
+        quantizer: nn.Module | None = None,
     ) -> None:
         self.config, self.folder = config, folder
+        self._stand_in = quantizer
         self.processes = Processes(config.run, folder)
         self.watcher = watcher if self.processes.is_main else _Nobody()
         self.device = self.processes.device
@@ -77,11 +87,14 @@ class Run:
         if self.lpips:
             self.lpips.to(self.device)
         torch.manual_seed(config.run.seed)
-        network = self._ready(start.tokenizer_network(config, begins=newest is None))
+        network = self._ready(start.tokenizer_network(config, newest is None, quantizer))
         adversary = start.adversary(config)
         adversary = self._ready(adversary) if adversary else None
         self.state = TrainState(network, config, adversary, self.processes)
         if config.run.compile:
+            # The adaptive weight goes back through the decoder's end twice, which buffers that
+            # Inductor reuses after the first time don't survive.
+            torch._functorch.config.donated_buffer = False
             judge = adversary.discriminator if adversary else None
             for module in (network.encoder, network.decoder, judge, self.lpips):
                 if module is not None:
@@ -180,7 +193,8 @@ class Run:
         """Steps until the settings change, the run ends or a signal comes."""
         run, state, processes = self.config.run, self.state, self.processes
         end, config = next(s for s in self.config.stretches() if s[0] > state.step)
-        state.network.quantizer = start.quantizer(config).train(run.freeze != "encoder")
+        if self._stand_in is None:
+            state.network.quantizer = start.quantizer(config).train(run.freeze != "encoder")
         objective = ReconstructionObjective(config.loss, self.lpips)
         batch = config.data.batch
         part = batch // (processes.world * run.accumulate)
@@ -287,7 +301,7 @@ class Run:
             best = state.best is None or score < state.best
             state.best = score if best else state.best
         choosing = self.validation and self.config.run.export == "best"
-        if best if choosing else validate:
+        if (best if choosing else validate) and self._stand_in is None:
             self.export(self.folder / "model")
         with self.processes.together():
             path = state.save(self.folder / "checkpoints", self.config.run.keep, best)
