@@ -28,7 +28,9 @@ def command(
         typer.Option(
             "--model",
             "-m",
-            help=f"A shipped name, a model folder or a Hub id.  [default: {options.DEFAULT_MODEL}]",
+            help="A shipped name, a model folder or a Hub id; or another system: folder:DIR, "
+            "module:function, diffusers:FOLDER_OR_ID, torchscript:DIR.  "
+            f"[default: {options.DEFAULT_MODEL}]",
         ),
     ] = None,
     protocol: Annotated[
@@ -92,6 +94,7 @@ def command(
     from wetok.distributed import rank
     from wetok.evaluate import receipt as receipts
     from wetok.evaluate.evaluation import Evaluation
+    from wetok.evaluate.others import open_system
     from wetok.evaluate.processes import joined
     from wetok.evaluate.protocols import protocol as find_protocol
 
@@ -117,7 +120,7 @@ def command(
         _check_targets(receipt, save_reference, networks)
         paths = find_images(asked["data"])
         evaluation = Evaluation(
-            options.load(asked["model"] or options.DEFAULT_MODEL, own_device),
+            open_system(asked["model"] or options.DEFAULT_MODEL, own_device),
             chosen,
             networks,
             asked["seed"] or 0,
@@ -286,7 +289,10 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 
 def _rows(summary: dict[str, Any]) -> list[list[str]]:
     """The table's rows: name, value, and of several samples mean, best and spread."""
-    rows = [["bits a pixel", f"{summary['bpp']:.3f}"], ["ratio", f"{summary['ratio']:.1f}"]]
+    rows = [
+        ["bits a pixel", _number(summary["bpp"], 3)],
+        ["ratio", _number(summary["ratio"], 1)],
+    ]
     if summary["coded_bpp"] is not None:
         rows.append(["bits a pixel, entropy-coded", f"{summary['coded_bpp']:.3f}"])
     for name, value in summary.items():
@@ -295,13 +301,17 @@ def _rows(summary: dict[str, Any]) -> list[list[str]]:
             of = summary.get("of_samples", {}).get(name, {})
             values = [value, *(of[what] for what in ("mean", "best", "spread") if of)]
             rows.append([_title(name), *(_number(one, digits) for one in values)])
+    codes = "usage" in summary
     return [
         *rows,
-        ["least group usage", f"{min(summary['usage']):.1%}"],
-        ["least group entropy (bits)", f"{min(summary['token_entropy']):.2f}"],
-        ["dead bits", str(summary["dead_bits"])],
-        ["encode (s an image)", f"{summary['encode_seconds']:.3f}"],
-        ["decode (s an image)", f"{summary['decode_seconds']:.3f}"],
+        ["least group usage", f"{min(summary['usage']):.1%}" if codes else "-"],
+        [
+            "least group entropy (bits)",
+            _number(min(summary["token_entropy"]) if codes else None, 2),
+        ],
+        ["dead bits", str(summary["dead_bits"]) if codes else "-"],
+        ["encode (s an image)", _number(summary["encode_seconds"], 3)],
+        ["decode (s an image)", _number(summary["decode_seconds"], 3)],
     ]
 
 
@@ -326,5 +336,5 @@ def _title(name: str) -> str:
 
 def _number(value: Any, digits: int) -> str:
     if value is None:
-        return ""
+        return "-"
     return value if isinstance(value, str) else f"{value:.{digits}f}"
