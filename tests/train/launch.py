@@ -34,6 +34,7 @@ class Forked:
             place = {"OMP_NUM_THREADS": "1"}
             if world > 1:
                 place |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                place |= {"LOCAL_WORLD_SIZE": str(world)}
                 place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             arguments = words, place, str(self.told[rank]), largest
             self.ranks.append(_CONTEXT.Process(target=_run, args=arguments, daemon=True))

@@ -65,7 +65,8 @@ def command(
         again = resume and (is_last and len(stages) == 1 or _has_begun(stage))
         run = _train(stage, again, quiet)
         if run.saved != stage.config.run.steps:
-            line = ["wetok", "train", *arguments, *(["-o", str(out)] if out else []), "--resume"]
+            line = [*_launcher(), "train", *arguments, *(["-o", str(out)] if out else [])]
+            line.append("--resume")
             _tell(f"stopped and saved at step {run.saved}; go on with:\n  {shlex.join(line)}")
             _draw(stage.folder)
             break
@@ -148,6 +149,15 @@ def _is_done(stage: _Stage) -> bool:
     last = f"step-{stage.config.run.steps:08d}"
     found = checkpoints(stage.folder / "checkpoints")
     return bool(found) and found[-1].name == last and (stage.folder / "model").is_dir()
+
+
+def _launcher() -> list[str]:
+    """What this command was started with; of torchrun, as much as its processes are told."""
+    here, world = (int(os.environ.get(f"{of}WORLD_SIZE", "1")) for of in ("LOCAL_", ""))
+    if world == 1:
+        return ["wetok"]
+    nodes = [] if world == here else ["--nnodes", str(world // here)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(here), "-m", "wetok"]
 
 
 def _is_first_process() -> bool:
