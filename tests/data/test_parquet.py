@@ -15,7 +15,7 @@ import pytest
 from tests.data.streams import check_stream, encoded, numbers_of
 from wetok.config import WetokError
 from wetok.data.loader import TrainLoader
-from wetok.data.parquet import ParquetRows, _Recent
+from wetok.data.parquet import ParquetRows, Recent
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (extras dev and scale)")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -220,7 +220,7 @@ def test_recent_values_are_made_once_for_all_threads() -> None:
             raise OSError("no such thing")
         return key * 10
 
-    recent: _Recent[int, int] = _Recent(make, 2)
+    recent: Recent[int, int] = Recent(make, 2)
     results: list[int] = []
     threads = [threading.Thread(target=lambda: results.append(recent.get(7))) for _ in range(5)]
     for thread in threads:
@@ -246,7 +246,7 @@ def test_ctrl_c_while_reading_is_not_kept() -> None:
             raise error
         return key
 
-    recent: _Recent[int, int] = _Recent(make, 2)
+    recent: Recent[int, int] = Recent(make, 2)
     with pytest.raises(KeyboardInterrupt):
         recent.get(1)
     assert recent.get(1) == 1

@@ -43,6 +43,7 @@ class DatasetRows:
             rows = rows.cast_column(self._column, datasets.Image(decode=False))
         if not len(rows):
             raise WetokError(f"{name} has no rows")
+        self.dataset, self.column = dataset, self._column
         self._rows, self._name = rows, name
         self._step = far_step(len(rows))
         self.skipped: dict[str, str] = {}

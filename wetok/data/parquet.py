@@ -85,7 +85,7 @@ class ParquetRows:
         largest = max(group.size for group in self._groups)
         # One is kept besides, for workers that are still at it when its lane takes the next.
         self._lanes = max(1, min(lanes, memory // max(1, largest) - 1))
-        self._recent: _Recent[int, Any] = _Recent(self._unpacked, self._lanes + 1)
+        self._recent: Recent[int, Any] = Recent(self._unpacked, self._lanes + 1)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -111,6 +111,16 @@ class ParquetRows:
         path = self.paths[self._groups[index].file]
         return load_cell(cell, self.name(key), None if _remote(path) else Path(path).parent, draft)
 
+    def place(self, key: int) -> tuple[str, int, int, int]:
+        """File, row group in it, row within the group, and row within the file."""
+        index, row = self._position(key)
+        group = self._groups[index]
+        return self.paths[group.file], group.number, row, group.first + row
+
+    def column_of(self, path: str) -> str:
+        """The column of images of the file `path`."""
+        return self._columns[self.paths.index(path)]
+
     def _position(self, key: int) -> tuple[int, int]:
         """Row group, and row within it."""
         index = int(np.searchsorted(self._ends, key, "right"))
@@ -132,7 +142,7 @@ class ParquetRows:
     def _footer(self, path: str) -> tuple[Any, Any] | str:
         """Metadata and schema, or why there are none."""
         try:
-            with _open(path) as stream, self._parquet.ParquetFile(stream) as file:
+            with open_file(path) as stream, self._parquet.ParquetFile(stream) as file:
                 return file.metadata, file.schema_arrow
         except OSError as error:
             return f"can't be read: {' '.join((error.strerror or str(error)).split())[:200]}"
@@ -144,7 +154,7 @@ class ParquetRows:
         group = self._groups[index]
         column = self._columns[group.file]
         with (
-            _open(self.paths[group.file]) as stream,
+            open_file(self.paths[group.file]) as stream,
             self._parquet.ParquetFile(
                 stream, pre_buffer=True, page_checksum_verification=True
             ) as file,
@@ -153,7 +163,7 @@ class ParquetRows:
         return table.column(column)
 
 
-class _Recent(Generic[K, V]):
+class Recent(Generic[K, V]):
     """The values that were asked for last. Of several threads that ask at once, one makes it."""
 
     def __init__(self, make: Callable[[K], V], most: int) -> None:
@@ -186,7 +196,8 @@ def _remote(path: str) -> bool:
     return "://" in path
 
 
-def _open(path: str) -> IO[bytes]:
+def open_file(path: str) -> IO[bytes]:
+    """A file, or an address that fsspec knows."""
     if not _remote(path):
         return open(path, "rb")
     fsspec = scale_package("fsspec", "reading over a network")

@@ -98,18 +98,18 @@ class TarShards:
         return (key + self._step) % len(self)
 
     def name(self, key: int) -> str:
-        path, header, data, _ = self._position(key)
+        path, header, data, _ = self.position(key)
         try:
             return _name(path, _read(path, header, data - header))
         except WetokError:
             return f"{path}: member at byte {header}"
 
     def read(self, key: int, draft: Draft | None = None) -> Image.Image:
-        path, header, data, size = self._position(key)
+        path, header, data, size = self.position(key)
         both = _read(path, header, data - header + size)
         return load_image(NamedBytes(both[data - header :], _name(path, both)), draft=draft)
 
-    def _position(self, key: int) -> tuple[Path, int, int, int]:
+    def position(self, key: int) -> tuple[Path, int, int, int]:
         """File, where the member's header and its bytes begin, and how many bytes it has."""
         shard = int(np.searchsorted(self._ends, key, "right"))
         data, size, blocks = self._entries[key].item()
