@@ -92,7 +92,6 @@ def open_diffusers(
         WetokError: no such model, or one that is no autoencoder that is known here.
     """
     import diffusers
-    from diffusers.configuration_utils import ConfigMixin
 
     chosen = Options(spec, options, ("subfolder", "revision", "dtype", "latent_bits"))
     bits = chosen.number("latent_bits", int, None)
@@ -106,7 +105,7 @@ def open_diffusers(
     at = {key: value for key, value in at.items() if value is not None}
     where = f"model={spec!r}"
     with told(where, "no autoencoder in diffusers' layout can be read"):
-        config: Any = ConfigMixin.load_config(place, **at)
+        config: Any = diffusers.AutoencoderKL.load_config(place, **at)
         kind = str(config.get("_class_name"))
         if kind not in KINDS:
             raise WetokError(

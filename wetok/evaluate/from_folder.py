@@ -105,6 +105,7 @@ def open_folder(
         WetokError: no such folder, no images in it, or two of one stem.
     """
     chosen = Options(spec, options, ("bpp", "files"))
+    bpp = chosen.number("bpp", float, None)
     if not Path(place).is_dir():
         raise WetokError(f"model={spec!r}: there is no folder {place!r}")
     sizes = chosen.text("files")
@@ -116,13 +117,7 @@ def open_folder(
         compressed = _by_stem(
             [one for one in every if one.is_file() and not one.name.startswith(".")], spec
         )
-    return FolderSystem(
-        spec,
-        _by_stem(find_images(place), spec),
-        device,
-        chosen.number("bpp", float, None),
-        compressed,
-    )
+    return FolderSystem(spec, _by_stem(find_images(place), spec), device, bpp, compressed)
 
 
 def _by_stem(files: Sequence[Path], spec: str) -> dict[str, Path]:
