@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wetok.commands import options
+from wetok.commands.measures import digits_of, networks_for, networks_used, number, title_of
 
 if TYPE_CHECKING:
     from wetok.evaluate.evaluation import Evaluation
@@ -116,7 +117,7 @@ def command(
         raise WetokError("--data is missing: name a folder of photographs (see wetok eval --help)")
     with joined(device) as own_device:
         chosen = find_protocol(asked["protocol"] or DEFAULT_PROTOCOL)
-        networks = _networks(asked["lpips"], asked["frechet"], fid_weights)
+        networks = networks_for(asked["lpips"], asked["frechet"], fid_weights)
         _check_targets(receipt, save_reference, networks)
         paths = find_images(asked["data"])
         evaluation = Evaluation(
@@ -140,7 +141,7 @@ def command(
         if save_reference is not None:
             _save_reference(evaluation, save_reference)
         if receipt is not None:
-            receipts.write(receipt, summary, {**asked, **_used(networks)})
+            receipts.write(receipt, summary, {**asked, **networks_used(networks)})
         _show(receipts.finite(summary), as_json)
         if before is not None and verify is not None:
             _tell(receipts.differences(before, summary), verify)
@@ -163,54 +164,6 @@ def _as_on_receipt(asked: dict[str, Any], receipt: dict[str, Any], path: Path) -
         name: (asked[name] or on_receipt.get(name)) if name in free else on_receipt.get(name)
         for name in asked
     }
-
-
-def _networks(
-    lpips: list[str] | None, frechet: list[str] | None, fid_weights: Path | None
-) -> Networks:
-    """The networks asked for, or those on this machine.
-
-    Raises:
-        WetokError: an unknown name, or weights that can't be had.
-    """
-    from wetok.config import WetokError
-    from wetok.evaluate.inception import Inception
-    from wetok.evaluate.networks import FD_VGG, Networks, check_frechet_name
-    from wetok.losses.perceptual import LPIPS
-    from wetok.weights import find, here
-
-    nets = [net for net in ("alex", "vgg") if here(f"lpips-{net}")] if lpips is None else lpips
-    nets = [net for net in nets if net != "none"]
-    for net in nets:
-        if net not in ("alex", "vgg"):
-            raise WetokError(f"lpips={net!r} must be 'alex' or 'vgg'")
-    if frechet is None:
-        fid = fid_weights is not None or here("inception-fid")
-        names = ["rfid"] if fid else [FD_VGG] if here("lpips-vgg") else []
-    else:
-        names = [check_frechet_name(name) for name in frechet if name != "none"]
-    networks = {net: LPIPS.from_file(find(f"lpips-{net}"), net) for net in dict.fromkeys(nets)}  # type: ignore[arg-type]
-    vgg = None
-    if FD_VGG in names:
-        vgg = networks.get("vgg") or LPIPS.from_file(find("lpips-vgg"), "vgg")
-    inceptions = []
-    for name in dict.fromkeys(names):
-        if name != FD_VGG:
-            try:
-                file = find("inception-fid", fid_weights)
-            except WetokError as error:
-                raise WetokError(
-                    f"{error}; or give --frechet {FD_VGG}, which is another number"
-                ) from None
-            convention = "torch-fidelity" if name.endswith("torch-fidelity") else "pytorch-fid"
-            inceptions.append(Inception.from_file(file, convention))  # type: ignore[arg-type]
-    return Networks(list(networks.values()), inceptions, vgg)
-
-
-def _used(networks: Networks) -> dict[str, list[str]]:
-    """The options that ask for just these networks, wherever else there are more or fewer."""
-    frechet = [name.replace("fd-inception", "rfid") for name in networks.dims]
-    return {"lpips": list(networks.lpips) or ["none"], "frechet": frechet or ["none"]}
 
 
 def _references(files: list[str]) -> dict[str, Any]:
@@ -281,7 +234,7 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     show(table)
     typer.echo(f"protocol {summary['protocol']}: {summary['protocol_description']}")
     hashes = [f"LPIPS {net} {digest}" for net, digest in summary["lpips_weights"].items()]
-    hashes += [f"{_title(name)} {digest}" for name, digest in summary["frechet_weights"].items()]
+    hashes += [f"{title_of(name)} {digest}" for name, digest in summary["frechet_weights"].items()]
     typer.echo(", ".join([f"model {summary['fingerprint']}", *hashes, f"seed {summary['seed']}"]))
     if not any("rfid" in name for name in summary["frechet_weights"]):
         typer.echo("rFID is left out: --frechet rfid fetches the network that it needs (96 MB)")
@@ -290,51 +243,26 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 def _rows(summary: dict[str, Any]) -> list[list[str]]:
     """The table's rows: name, value, and of several samples mean, best and spread."""
     rows = [
-        ["bits a pixel", _number(summary["bpp"], 3)],
-        ["ratio", _number(summary["ratio"], 1)],
+        ["bits a pixel", number(summary["bpp"], 3)],
+        ["ratio", number(summary["ratio"], 1)],
     ]
     if summary["coded_bpp"] is not None:
-        rows.append(["bits a pixel, entropy-coded", f"{summary['coded_bpp']:.3f}"])
+        rows.append(["bits a pixel, as a file", f"{summary['coded_bpp']:.3f}"])
     for name, value in summary.items():
-        digits = _digits(name)
+        digits = digits_of(name)
         if digits is not None:
             of = summary.get("of_samples", {}).get(name, {})
             values = [value, *(of[what] for what in ("mean", "best", "spread") if of)]
-            rows.append([_title(name), *(_number(one, digits) for one in values)])
+            rows.append([title_of(name), *(number(one, digits) for one in values)])
     codes = "usage" in summary
     return [
         *rows,
         ["least group usage", f"{min(summary['usage']):.1%}" if codes else "-"],
         [
             "least group entropy (bits)",
-            _number(min(summary["token_entropy"]) if codes else None, 2),
+            number(min(summary["token_entropy"]) if codes else None, 2),
         ],
         ["dead bits", str(summary["dead_bits"]) if codes else "-"],
-        ["encode (s an image)", _number(summary["encode_seconds"], 3)],
-        ["decode (s an image)", _number(summary["decode_seconds"], 3)],
+        ["encode (s an image)", number(summary["encode_seconds"], 3)],
+        ["decode (s an image)", number(summary["decode_seconds"], 3)],
     ]
-
-
-def _digits(name: str) -> int | None:
-    """How many decimals the score called `name` is shown with; None for what is no score."""
-    if name == "psnr":
-        return 2
-    if name.startswith(("rfid", "fid", "fd-")):
-        return 3
-    return 4 if name == "ssim" or (name.startswith("lpips-")) else None
-
-
-def _title(name: str) -> str:
-    names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "fid": "FID", "rfid": "rFID"}
-    if name in names:
-        return names[name]
-    for short, words in (("lpips", "LPIPS"), ("rfid", "rFID"), ("fid", "FID"), ("fd", "FD")):
-        if name.startswith(f"{short}-"):
-            return words + name[len(short) :]
-    return name
-
-
-def _number(value: Any, digits: int) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.{digits}f}"

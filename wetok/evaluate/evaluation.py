@@ -51,6 +51,17 @@ class _Original(NamedTuple):
     looked: Looked
 
 
+class Scored(NamedTuple):
+    """One image with its scores, for whoever watches an evaluation."""
+
+    place: int
+    """In the list of images."""
+    row: dict[str, Any]
+    original: Tensor
+    samples: list[Tensor]
+    """One a seed; like the original uint8 [1,3,H,W], the pixels that PSNR saw."""
+
+
 class Evaluation:
     """Runs images through a system and keeps means, statistics and each image's scores.
 
@@ -70,6 +81,7 @@ class Evaluation:
             seed, seed + 1, ...; scores are those of the first, beside mean, best and spread.
         reference: Frechet distance -> statistics to compare with instead of the originals';
             the scores are then called `fid` for `rfid`, and `...-to-reference` for the others.
+        watch: is shown every image once it is scored, and nothing is kept for it.
 
     Raises:
         WetokError: several samples of a deterministic decoder, or a reference for a distance that
@@ -84,9 +96,10 @@ class Evaluation:
         seed: int = 0,
         samples: int = 1,
         reference: Mapping[str, Moments] | None = None,
+        watch: Callable[[Scored], None] | None = None,
     ) -> None:
         self.system: System = TokenizerSystem(system) if isinstance(system, Tokenizer) else system
-        self.protocol, self.seed = protocol, seed
+        self.protocol, self.seed, self.watch = protocol, seed, watch
         if samples < 1:
             raise WetokError(f"samples={samples} must be at least 1")
         if samples > 1 and not self.system.generative:
@@ -255,7 +268,7 @@ class Evaluation:
     def _score(self, place: int, loaded: _Loaded, original: _Original) -> dict[str, Any]:
         image, pixels, looked = original
         result = self._reconstruct(loaded, image)
-        samples, features = [], []
+        samples, features, shown = [], [], []
         for again in result.images:
             if again.shape != image.shape:
                 raise WetokError(
@@ -273,11 +286,14 @@ class Evaluation:
                 }
             )
             features.append(seen.features)
+            if self.watch is not None:
+                shown.append(again_pixels)
         values: dict[str, float | None] = {
             "width": image.shape[-1],
             "height": image.shape[-2],
             "bits": result.bits,
             "coded_bytes": result.coded_bytes,
+            "payload_bytes": result.payload_bytes,
             **samples[0],
             **(_of_one(samples) if len(samples) > 1 else {}),
             "encode_seconds": result.encode_seconds,
@@ -291,13 +307,16 @@ class Evaluation:
         if self.codes is not None and result.ids is not None:
             self.codes.update(result.ids)
         self.images.append(place, loaded.name, loaded.content, values)
-        return self.images[-1]
+        row = self.images[-1]
+        if self.watch is not None:
+            self.watch(Scored(place, row, pixels, shown))
+        return row
 
     def _sizes(self) -> dict[str, float | None]:
         rows = self.images
         sides = zip(rows.columns["width"], rows.columns["height"], strict=True)
         pixels = sum(width * height for width, height in sides)
-        bits, coded = rows.sum("bits"), rows.sum("coded_bytes")
+        bits, coded, payload = map(rows.sum, ("bits", "coded_bytes", "payload_bytes"))
         bpp = None if bits is None else bits / pixels
         coded_bpp = None if coded is None else 8 * coded / pixels
         return {
@@ -305,6 +324,7 @@ class Evaluation:
             "ratio": 24 / bpp if bpp else None,
             "coded_bpp": coded_bpp,
             "coded_ratio": 24 / coded_bpp if coded_bpp else None,
+            "payload_bpp": None if payload is None else 8 * payload / pixels,
         }
 
     def _frechet(self) -> dict[str, float]:

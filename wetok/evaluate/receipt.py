@@ -40,6 +40,7 @@ TOLERANCES = {
     "fd-": (1e-3, "rel"),
     "bpp": (1e-9, "abs"),
     "coded_bpp": (1e-4, "rel"),
+    "payload_bpp": (1e-4, "rel"),
     "token_entropy": (1e-3, "abs"),
     "usage": (1e-3, "abs"),
 }

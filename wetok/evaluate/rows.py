@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from wetok.config import WetokError
 
-_WHOLE = frozenset(("width", "height", "bits", "coded_bytes"))
+_WHOLE = frozenset(("width", "height", "bits", "coded_bytes", "payload_bytes"))
 
 
 class Rows(Sequence[dict[str, Any]]):

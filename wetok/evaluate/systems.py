@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from wetok.evaluate import protocols
+from wetok.evaluate.containers import payload_bytes
 from wetok.model.tokenizer import Tokenizer
 
 
@@ -25,7 +26,9 @@ class Reconstruction:
     bits: int | None = None
     """Size with codes of fixed length, where there are codes."""
     coded_bytes: int | None = None
-    """Size as a file's payload after entropy coding, where there is one."""
+    """Size as a file, whole: with its header, its checksum and whatever else is in it."""
+    payload_bytes: int | None = None
+    """How much of that is the image itself (`wetok.evaluate.containers`)."""
     ids: Tensor | None = None
     """[1,g,h,w], where there are any."""
     encode_seconds: float | None = None
@@ -116,11 +119,12 @@ class TokenizerSystem:
         images = [self.tokenizer.decode(tokens, seed=seeds[0], output="float")]
         decoded = now(self.device)
         images += [self.tokenizer.decode(tokens, seed=seed, output="float") for seed in seeds[1:]]
-        to_bytes = getattr(tokens, "to_bytes", None)
+        file = tokens.to_bytes()
         return Reconstruction(
             images,
             bits=tokens.ids[0].numel() * tokens.group_bits,
-            coded_bytes=None if to_bytes is None else len(to_bytes()),
+            coded_bytes=len(file),
+            payload_bytes=payload_bytes(file),
             ids=tokens.ids,
             encode_seconds=encoded - began,
             decode_seconds=decoded - encoded,
