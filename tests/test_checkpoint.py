@@ -166,7 +166,7 @@ def test_fingerprint_sees_every_change_and_nothing_else(network: TokenizerNetwor
 
 def test_a_number_and_an_integer_tensor_have_a_fingerprint() -> None:
     def of(state: dict[str, torch.Tensor]) -> str:
-        return checkpoint._fingerprint(SHAPE, state)
+        return checkpoint.fingerprint_of(SHAPE, state)
 
     settings = b'{"bits":4,"blocks":1,"channels":32,"groups":2,"mults":[1,1]}'
     want = settings + b"\na i64 2\n" + struct.pack("<qq", 1, -2) + b"\nb f32 \n"

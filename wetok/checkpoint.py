@@ -10,18 +10,18 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
 from wetok.config import ModelConfig, Settings, WetokError, near, validate
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from wetok.codec.tables import CodingTables
     from wetok.model.network import TokenizerNetwork
@@ -33,6 +33,8 @@ TABLES = "coding.safetensors"  # may be absent: what `wetok coding` learned (`co
 SHIPPED = Path(__file__).parent / "assets" / "models"
 _CONFIG_LIMIT = 1 << 20  # bytes; a real one has a few hundred
 
+Config = TypeVar("Config", bound=Settings)
+Network = TypeVar("Network", bound="nn.Module")
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
@@ -166,9 +168,28 @@ def save_folder(
     Raises:
         WetokError: a bad name, weights that overflow `precision`, a folder that can't be written.
     """
+    state = stored(network, precision)
+    config = validate(
+        FolderConfig,
+        {
+            "name": name,
+            "network": network.config.model_dump(),
+            "precision": precision,
+            "fingerprint": fingerprint_of(network.config, state),
+        },
+    )
+    if card is None and not os.path.exists(Path(path) / CARD):
+        card = _plain_card(config, sum(tensor.numel() for tensor in state.values()))
+    write_folder(Path(path), config.model_dump_json(indent=2) + "\n", state, card)
+
+
+def stored(network: nn.Module, precision: str) -> dict[str, Tensor]:
+    """The weights of any network as they go into a file: on the CPU, rounded to `precision`.
+
+    Raises:
+        WetokError: an unknown precision, or weights that overflow it.
+    """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     if precision not in get_args(Precision):
         raise WetokError(f"precision={precision!r} must be one of {', '.join(get_args(Precision))}")
@@ -181,27 +202,29 @@ def save_folder(
             if not kept.isfinite().all():
                 raise WetokError(f"{key} has NaN, Inf or values that overflow {precision}")
         state[key] = kept.clone(memory_format=torch.contiguous_format)
-    config = validate(
-        FolderConfig,
-        {
-            "name": name,
-            "network": network.config.model_dump(),
-            "precision": precision,
-            "fingerprint": _fingerprint(network.config, state),
-        },
-    )
-    folder = Path(path)
+    return state
+
+
+def write_folder(
+    folder: Path, config: str, state: Mapping[str, Tensor], card: str | None = None
+) -> None:
+    """Writes config.json, model.safetensors and README.md (unless None) as `save_folder` tells.
+
+    Raises:
+        WetokError: the folder can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    texts = {} if card is None else {CARD: card}
+    texts[CONFIG] = config  # the last to be moved
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if card is None and not (folder / CARD).exists():
-            card = _plain_card(config, sum(tensor.numel() for tensor in state.values()))
-        texts = {} if card is None else {CARD: card}
-        texts[CONFIG] = config.model_dump_json(indent=2) + "\n"  # the last to be moved
         with TemporaryDirectory(prefix=".wetok-", suffix=".tmp", dir=folder) as hidden:
             beside = Path(hidden)
             for name, text in texts.items():
                 (beside / name).write_text(text, encoding="utf-8")
-            save_file(state, beside / WEIGHTS, metadata={"format": "pt"})
+            save_file(dict(state), beside / WEIGHTS, metadata={"format": "pt"})
             usual = (beside / CONFIG).stat().st_mode
             (beside / WEIGHTS).chmod(usual)  # safetensors makes it private
             written = [WEIGHTS, *texts]
@@ -222,7 +245,7 @@ def fingerprint(network: TokenizerNetwork) -> str:
 
     A SHA-256 over the settings and all tensors as float32; docs/formats.md has it byte by byte.
     """
-    return _fingerprint(network.config, network.state_dict())
+    return fingerprint_of(network.config, network.state_dict())
 
 
 def find_folder(name_or_path: str | Path) -> Path:
@@ -267,7 +290,17 @@ def read_config(folder: Path) -> FolderConfig:
     Raises:
         WetokError: missing, not JSON, another library's, of a newer format, or a bad setting.
     """
+    return read_settings(folder, FolderConfig)
+
+
+def read_settings(folder: Path, kind: type[Config]) -> Config:
+    """config.json of a folder with a network of any kind, whose fields `kind` tells.
+
+    Raises:
+        WetokError: as in `read_config`.
+    """
     path = folder / CONFIG
+    model_type = kind.model_fields["model_type"].default
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_CONFIG_LIMIT + 1)
@@ -281,11 +314,11 @@ def read_config(folder: Path) -> FolderConfig:
         tree = json.loads(text)
         if not isinstance(tree, dict):
             raise WetokError("not a JSON object")
-        if tree.get("model_type") != "wetok":
-            raise WetokError(f"model_type is {tree.get('model_type')!r}, not 'wetok'")
+        if tree.get("model_type") != model_type:
+            raise WetokError(f"model_type is {tree.get('model_type')!r}, not {model_type!r}")
         if isinstance(tree.get("format"), int) and tree["format"] > FORMAT:
             raise WetokError(f"format {tree['format']} is newer than {FORMAT}: update wetok")
-        return validate(FolderConfig, tree)
+        return validate(kind, tree)
     except WetokError as error:
         raise WetokError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -328,7 +361,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _fingerprint(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
+def fingerprint_of(config: Settings, state: Mapping[str, Tensor]) -> str:
+    """`fingerprint` of any network's settings and weights."""
     import torch
 
     # Only what differs from the defaults: a setting added later changes no old fingerprint.
@@ -349,26 +383,50 @@ def _fingerprint(config: ModelConfig, state: Mapping[str, Tensor]) -> str:
 
 def _read_network(folder: Path, source: str) -> TokenizerNetwork:
     """The network in `folder`; errors speak of `source`."""
-    import torch
-    from safetensors import SafetensorError, safe_open
-
     from wetok.model.network import TokenizerNetwork
 
     config = read_config(folder)
+
+    def build(tensors: int) -> TokenizerNetwork:
+        _check_plausible(config.network, tensors, source)
+        return TokenizerNetwork(config.network)
+
+    return read_weights(folder, source, build, config.network, config.fingerprint)
+
+
+def read_weights(
+    folder: Path,
+    source: str,
+    build: Callable[[int], Network],
+    settings: Settings,
+    fingerprint: str | None,
+) -> Network:
+    """The network that `build` makes, in float32 and with the weights in `folder`.
+
+    Args:
+        source: what errors call the folder.
+        build: makes it on the device "meta"; given the number of tensors in the file.
+        settings, fingerprint: what the weights must belong to; None is not checked.
+
+    Raises:
+        WetokError: broken weights, or another network's.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
     path = folder / WEIGHTS
     if not path.is_file():
         raise WetokError(f"{source}: incomplete model folder: it has no {WEIGHTS}")
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            stored = {key: tuple(file.get_slice(key).get_shape()) for key in names}
-            _check_plausible(config.network, len(stored), source)
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in names}
             # On "meta" nothing is allocated or drawn at random before the shapes are known to fit.
             with torch.device("meta"):
-                network = TokenizerNetwork(config.network)
+                network = build(len(shapes))
             wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-            _check_shapes(stored, wanted, source)
-            state = {key: file.get_tensor(key) for key in stored}
+            _check_shapes(shapes, wanted, source)
+            state = {key: file.get_tensor(key) for key in shapes}
     except (SafetensorError, OSError) as error:
         raise WetokError(f"{path}: broken weights: {_line(error)}; copy the file again") from None
     except (RuntimeError, OverflowError, TypeError) as error:  # torch's, for absurd sizes
@@ -377,10 +435,10 @@ def _read_network(folder: Path, source: str) -> TokenizerNetwork:
         # Copies, as what safetensors gives are views of the file.
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[key] = tensor.to(dtype, copy=True)
-    if config.fingerprint not in (None, found := _fingerprint(config.network, state)):
+    if fingerprint not in (None, found := fingerprint_of(settings, state)):
         raise WetokError(
             f"{source}: {WEIGHTS} and {CONFIG} do not belong together, or one was altered: the "
-            f"fingerprint is {found}, not {config.fingerprint}; copy both again"
+            f"fingerprint is {found}, not {fingerprint}; copy both again"
         )
     network.load_state_dict(state, assign=True)
     return network.eval()

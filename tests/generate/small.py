@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from wetok.config import validate
 from wetok.generate.autoregressive import AutoregressiveGenerator
 from wetok.generate.config import GeneratorConfig
 from wetok.generate.masked import MaskedGenerator
@@ -27,7 +28,7 @@ def config(**changes: Any) -> GeneratorConfig:
     }
     if settings.get("kind") == "masked":
         settings["group_depth"] = 0
-    return GeneratorConfig.model_validate(settings)
+    return validate(GeneratorConfig, settings)
 
 
 def lively(module: nn.Module, seed: int = 0) -> None:

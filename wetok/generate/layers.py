@@ -6,6 +6,8 @@ Sources: Llama (Touvron et al., 2023), LlamaGen (Sun et al., 2024), RoFormer (Su
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,8 +108,10 @@ def rotations(grid: tuple[int, int], head_width: int, base: float, silent_class:
     position, the first half of the pairs turns with the row, the second with the column.
     """
     half = head_width // 2
-    speeds = base ** -(torch.arange(0, half, 2)[: half // 2].double() / half)
-    row, column = (torch.outer(torch.arange(side).double(), speeds) for side in grid)
+    # On the CPU even where networks are made on "meta": no file brings these values along.
+    count = partial(torch.arange, dtype=torch.float64, device="cpu")
+    speeds = base ** -(count(0, half, 2)[: half // 2] / half)
+    row, column = (torch.outer(count(side), speeds) for side in grid)
     angles = torch.cat(
         [
             row[:, None].expand(-1, grid[1], -1),

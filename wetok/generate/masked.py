@@ -60,7 +60,8 @@ class MaskedGenerator(nn.Module):
             config.grid, width // config.heads, config.rope_base, config.silent_class
         )
         self.register_buffer("rotation", turned, persistent=False)
-        self.register_buffer("powers", 2 ** torch.arange(config.group_bits), persistent=False)
+        powers = 2 ** torch.arange(config.group_bits, device="cpu")
+        self.register_buffer("powers", powers, persistent=False)
         self.apply(initialise)
         nn.init.zeros_(self.head.weight)
 
