@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wetok.commands import options
-from wetok.commands.measures import digits_of, networks_for, networks_used, number, title_of
+from wetok.commands.measures import networks_for, networks_used, title_of
 
 if TYPE_CHECKING:
     from wetok.evaluate.evaluation import Evaluation
@@ -78,6 +78,10 @@ def command(
     verify: Annotated[
         Path | None, typer.Option(help="Score again as this receipt says, and tell what differs.")
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a page (index.html) with the scores, pictures and codes."),
+    ] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -96,8 +100,10 @@ def command(
     from wetok.evaluate import receipt as receipts
     from wetok.evaluate.evaluation import Evaluation
     from wetok.evaluate.others import open_system
+    from wetok.evaluate.pictures import Gallery
     from wetok.evaluate.processes import joined
     from wetok.evaluate.protocols import protocol as find_protocol
+    from wetok.evaluate.report import check_folder, write_report
 
     asked: dict[str, Any] = {
         "data": [str(path) for path in data or []],
@@ -119,6 +125,9 @@ def command(
         chosen = find_protocol(asked["protocol"] or DEFAULT_PROTOCOL)
         networks = networks_for(asked["lpips"], asked["frechet"], fid_weights)
         _check_targets(receipt, save_reference, networks)
+        if report is not None:
+            check_folder(report)
+            gallery = Gallery()
         paths = find_images(asked["data"])
         evaluation = Evaluation(
             open_system(asked["model"] or options.DEFAULT_MODEL, own_device),
@@ -127,10 +136,13 @@ def command(
             asked["seed"] or 0,
             asked["samples"] or 1,
             _references(asked["reference"]),
+            watch=None if report is None else gallery.offer,
         )
         with progress(len(paths), "scoring") as step:
             evaluation.add_all(paths, step)
         evaluation.gather()
+        if report is not None:
+            gallery.gather()
         if rank():
             raise typer.Exit(0 if evaluation.images else 2)
         for line in evaluation.failures:
@@ -140,8 +152,13 @@ def command(
             summary["reference"] = _hashes(asked["reference"])
         if save_reference is not None:
             _save_reference(evaluation, save_reference)
+        arguments = {**asked, **networks_used(networks)}
         if receipt is not None:
-            receipts.write(receipt, summary, {**asked, **networks_used(networks)})
+            receipts.write(receipt, summary, arguments)
+        if report is not None:
+            rows, codes, failures = evaluation.images, evaluation.codes, evaluation.failures
+            page = write_report(report, summary, arguments, rows, gallery, codes, failures)
+            typer.echo(f"wetok: report in {page}", err=True)
         _show(receipts.finite(summary), as_json)
         if before is not None and verify is not None:
             _tell(receipts.differences(before, summary), verify)
@@ -219,6 +236,7 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     from rich.table import Table
 
     from wetok.commands.tables import show, show_json
+    from wetok.evaluate.wording import score_rows
 
     if as_json:
         show_json(summary)
@@ -229,7 +247,7 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     if summary["samples"] > 1:
         for title in ("mean of {}", "best of {}", "spread"):
             table.add_column(title.format(summary["samples"]), justify="right")
-    for row in _rows(summary):
+    for row in score_rows(summary):
         table.add_row(*row)
     show(table)
     typer.echo(f"protocol {summary['protocol']}: {summary['protocol_description']}")
@@ -238,31 +256,3 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     typer.echo(", ".join([f"model {summary['fingerprint']}", *hashes, f"seed {summary['seed']}"]))
     if not any("rfid" in name for name in summary["frechet_weights"]):
         typer.echo("rFID is left out: --frechet rfid fetches the network that it needs (96 MB)")
-
-
-def _rows(summary: dict[str, Any]) -> list[list[str]]:
-    """The table's rows: name, value, and of several samples mean, best and spread."""
-    rows = [
-        ["bits a pixel", number(summary["bpp"], 3)],
-        ["ratio", number(summary["ratio"], 1)],
-    ]
-    if summary["coded_bpp"] is not None:
-        rows.append(["bits a pixel, as a file", f"{summary['coded_bpp']:.3f}"])
-    for name, value in summary.items():
-        digits = digits_of(name)
-        if digits is not None:
-            of = summary.get("of_samples", {}).get(name, {})
-            values = [value, *(of[what] for what in ("mean", "best", "spread") if of)]
-            rows.append([title_of(name), *(number(one, digits) for one in values)])
-    codes = "usage" in summary
-    return [
-        *rows,
-        ["least group usage", f"{min(summary['usage']):.1%}" if codes else "-"],
-        [
-            "least group entropy (bits)",
-            number(min(summary["token_entropy"]) if codes else None, 2),
-        ],
-        ["dead bits", str(summary["dead_bits"]) if codes else "-"],
-        ["encode (s an image)", number(summary["encode_seconds"], 3)],
-        ["decode (s an image)", number(summary["decode_seconds"], 3)],
-    ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from wetok.evaluate.wording import digits_of as digits_of
+from wetok.evaluate.wording import number as number
+from wetok.evaluate.wording import title_of as title_of
 
 if TYPE_CHECKING:
     from wetok.evaluate.networks import Networks
@@ -55,30 +59,3 @@ def networks_used(networks: Networks) -> dict[str, list[str]]:
     """The options that ask for just these networks, wherever else there are more or fewer."""
     frechet = [name.replace("fd-inception", "rfid") for name in networks.dims]
     return {"lpips": list(networks.lpips) or ["none"], "frechet": frechet or ["none"]}
-
-
-def digits_of(name: str) -> int | None:
-    """How many decimals the score called `name` is shown with; None for what is no score."""
-    if name == "psnr":
-        return 2
-    if name.startswith(("rfid", "fid", "fd-")):
-        return 3
-    return 4 if name == "ssim" or (name.startswith("lpips-")) else None
-
-
-def title_of(name: str) -> str:
-    """What the score called `name` is called in a table."""
-    names = {"psnr": "PSNR (dB)", "ssim": "SSIM", "fid": "FID", "rfid": "rFID"}
-    if name in names:
-        return names[name]
-    for short, words in (("lpips", "LPIPS"), ("rfid", "rFID"), ("fid", "FID"), ("fd", "FD")):
-        if name.startswith(f"{short}-"):
-            return words + name[len(short) :]
-    return name
-
-
-def number(value: Any, digits: int) -> str:
-    """A score as a table shows it; infinity comes as text, and nothing as a dash."""
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.{digits}f}"
