@@ -30,9 +30,14 @@ class TokenizerNetwork(nn.Module):
 
     image [B,3,H,W] -> encoder -> latent [B,d,h,w] -> quantizer -> code in {-1,+1}, ids [B,g,h,w]
                     -> decoder (+ noise [B,d,h,w] where generative) -> image [B,3,H,W]
+
+    Args:
+        quantizer: any module that turns a latent into a `Quantized` of the same shape; by default
+            the grouped one that the settings describe. It is handed over as an object: settings,
+            and with them a model folder, can't ask for another.
     """
 
-    def __init__(self, config: ModelConfig, quantizer: GroupedQuantizer | None = None) -> None:
+    def __init__(self, config: ModelConfig, quantizer: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -42,7 +47,8 @@ class TokenizerNetwork(nn.Module):
             quantizer = GroupedQuantizer(
                 config.bits, config.groups, entropy="grouped" if small else None
             )
-        self.quantizer = quantizer
+        # Who trains or decodes from ids meets no other: only a forward pass takes a stand-in.
+        self.quantizer: GroupedQuantizer = quantizer  # type: ignore[assignment]
         self.decoder = Decoder(config)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:

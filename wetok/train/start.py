@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from wetok.checkpoint import load_network
 from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
 from wetok.data.opening import open_source
@@ -92,17 +94,22 @@ def perceptual_network(config: TrainConfig) -> LPIPS | None:
     return lpips
 
 
-def tokenizer_network(config: TrainConfig, begins: bool) -> TokenizerNetwork:
+def tokenizer_network(
+    config: TrainConfig, begins: bool, stand_in: nn.Module | None = None
+) -> TokenizerNetwork:
     """The network to train, random or, where the run `begins`, from `run.init`.
 
     A deterministic `run.init` of a generative model is widened, see `to_generative`.
+
+    Args:
+        stand_in: quantizer in place of the settings' own.
 
     Raises:
         WetokError: a quantizer that can't be, `run.init` can't be had or has another shape.
     """
     # All of them, so that what one of them refuses is told before the first step.
     quantizers = [quantizer(stretch) for _, stretch in config.stretches()]
-    network = TokenizerNetwork(config.model, quantizers[0])
+    network = TokenizerNetwork(config.model, stand_in or quantizers[0])
     if config.run.init and begins:
         start, _ = load_network(config.run.init)
         if config.model.generative and not start.config.generative:
