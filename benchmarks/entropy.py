@@ -21,7 +21,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "entropy.md"
 PLOT = ROOT / "docs" / "images" / "entropy.png"
-SCALE = 0.05  # latents are normal with this standard deviation: logits of +-20
 
 
 class Case(NamedTuple):
@@ -67,55 +65,20 @@ SWEEP = [Case(f"sweep {d}", d, 1, 256, dense=d <= 18) for d in range(8, 28, 2)]
 
 def measure(method: str, case: Case, device: str, repeats: int) -> dict[str, Any]:
     """Seconds of each repeat (wall and processor) and the peak memory of the first pass."""
-    import torch
-
     sys.path.insert(0, str(ROOT))
-    from tests.model.dense_entropy import dense_entropies
-    from wetok.model.entropy import group_entropies
+    from wetok.evaluate.footprint import footprint
 
-    function = dense_entropies if method == "dense" else group_entropies
-
-    def step(latent: Any, groups: int) -> None:
-        latent.grad = None
-        token, codebook = function(latent, groups, eps=case.eps)
-        (token.sum() - codebook.sum()).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    generator = torch.Generator().manual_seed(0)
-
-    def latents(images: int, bits: int, positions: int) -> Any:
-        shape = (images, bits, positions // images, 1)
-        return (SCALE * torch.randn(shape, generator=generator)).to(device).requires_grad_()
-
-    for _ in range(3):
-        step(latents(1, 4 * case.groups, 16), case.groups)
-    images = max(1, case.positions // 1024)
-    latent = latents(images, case.bits, case.positions)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(latent, case.groups)
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the start-up
-        before = _resident("VmRSS")
-        step(latent, case.groups)
-        peak = _resident("VmHWM")
-    wall, processor = [], []
-    for _ in range(repeats):
-        clocks = time.perf_counter(), time.process_time()
-        step(latent, case.groups)
-        wall.append(time.perf_counter() - clocks[0])
-        processor.append(time.process_time() - clocks[1])
-    return {"wall": wall, "processor": processor, "bytes": peak - before}
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("benchmarks/entropy.py needs Linux to measure memory")
+    kind: Any = method
+    measured = footprint(
+        kind,
+        case.bits,
+        case.groups,
+        case.positions,
+        eps=case.eps,
+        device=device,
+        repeats=repeats,
+    )
+    return measured._asdict()
 
 
 # --- rounds of measurements
