@@ -23,7 +23,7 @@ from wetok import checkpoint as folders
 from wetok.config import ModelConfig, WetokError
 from wetok.model.network import TokenizerNetwork
 from wetok.presets import PRESETS
-from wetok.released import infer_config, read_config, read_released
+from wetok.released.tokenizer import infer_config, read_config, read_released
 
 CASES = ("tiny_gq", "tiny_gd", "tiny_lfq")
 TOLERANCE = 1e-4

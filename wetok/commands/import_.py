@@ -11,7 +11,7 @@ from wetok.commands import options
 
 if TYPE_CHECKING:
     from wetok.config import ModelConfig
-    from wetok.released import ImportReport
+    from wetok.released.tokenizer import ImportReport
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
     from wetok import checkpoint as folders
     from wetok.config import WetokError
     from wetok.presets import PRESETS
-    from wetok.released import read_released
+    from wetok.released.tokenizer import read_released
 
     if (out / folders.CONFIG).exists() and not force:
         raise WetokError(f"{out} holds a model: give --force to overwrite it, or another --out")

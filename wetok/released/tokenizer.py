@@ -10,8 +10,6 @@ beside it, or follow from the tensors' shapes (all but the number of groups).
 from __future__ import annotations
 
 import re
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +22,9 @@ from torch import Tensor
 
 from wetok.config import ModelConfig, WetokError, validate
 from wetok.model.network import TokenizerNetwork
+from wetok.released.pickles import listed, load_pickled, plain, state_dict_of
 
 HALVES = ("encoder", "decoder")
-LISTED = 3
-"""Keys of a kind that an error spells out; the rest are counted."""
 
 _EMA = "model_ema."
 _QUANTIZER_BUFFER = re.compile(r"quantize\.(mask(_\d+)?|pre_mask|post_mask|zero|codebook)")
@@ -95,8 +92,8 @@ def read_released(
     path = Path(path)
     if weights not in ("ema", "raw"):
         raise WetokError(f"weights={weights!r} must be 'ema' or 'raw'")
-    checkpoint = _load(path)
-    sort = _sort(_state_dict(checkpoint, path))
+    checkpoint = load_pickled(path)
+    sort = _sort(state_dict_of(checkpoint, path))
     if not sort.raw and not sort.ema:
         raise WetokError(
             f"checkpoint={path}: no encoder.* or decoder.* tensors in it, so it is no WeTok or "
@@ -116,7 +113,7 @@ def read_released(
     for half in HALVES:
         prefix = f"{half}."
         state = {
-            name.removeprefix(prefix): _plain(name, tensor, path)
+            name.removeprefix(prefix): plain(name, tensor, path)
             for name, tensor in chosen.items()
             if name.startswith(prefix)
         }
@@ -233,49 +230,6 @@ def infer_config(
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise WetokError(f"checkpoint={path}: no such file; give a published .ckpt file")
-    zipped = zipfile.is_zipfile(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd pickles; the error below says it in one line
-            # Mapped rather than read: the largest is 13 GB, and only half of it is wanted.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch and pickle have a dozen kinds, all of them about the file
-        raise WetokError(f"checkpoint={path}: {_refusal(path, error)}") from None
-    if not isinstance(loaded, dict):
-        raise WetokError(f"checkpoint={path}: holds a {type(loaded).__name__}, not a state_dict")
-    return loaded
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    """Why torch.load gave up, in one line; names the types that it won't build."""
-    try:
-        types = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not a file of torch.save's present format
-        types = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
-    if types:
-        more = f" (and {len(types) - LISTED} more)" if len(types) > LISTED else ""
-        return (
-            f"holds objects of type {', '.join(types[:LISTED])}{more}, which could run code when "
-            "read, so it isn't; if you trust it, save its state_dict alone: torch.save("
-            "{'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, OTHER)"
-        )
-    # Torch wraps what went wrong in advice to read the file anyway.
-    told = re.search(r"WeightsUnpickler error: (.*)", str(error))
-    lines = [told[1]] if told else str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    return f"can't be read as a torch checkpoint, it may be damaged or cut short ({reason})"
-
-
-def _state_dict(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise WetokError(f"checkpoint={path}: no state_dict with tensors in it")
-    return state
-
-
 def _sort(state: Mapping[str, Any]) -> _Sorted:
     raw: dict[str, Tensor] = {}
     ema: dict[str, Tensor] = {}
@@ -348,7 +302,7 @@ def _match(
         else:
             chosen[name] = tensor
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    wrong = [f"{len(keys)} {kind}: {_list(keys)}" for kind, keys in kinds.items() if keys]
+    wrong = [f"{len(keys)} {kind}: {listed(keys)}" for kind, keys in kinds.items() if keys]
     if wrong:
         raise WetokError(
             f"{path}: its tensors aren't {_told(network.config)}{_instead(network.config, sort)}; "
@@ -402,21 +356,6 @@ def _report(
 def _shapes(sort: _Sorted) -> dict[str, tuple[int, ...]]:
     tensors = {name.replace(".", ""): tensor for name, tensor in sort.raw.items()} | sort.ema
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _plain(name: str, tensor: Tensor, path: Path) -> Tensor:
-    """A float32 copy in memory, independent of the file."""
-    if not tensor.is_floating_point():
-        raise WetokError(f"{path}: {name} holds {tensor.dtype}, not floating-point weights")
-    tensor = tensor.to(torch.float32, copy=True).contiguous()
-    if not tensor.isfinite().all():
-        raise WetokError(f"{path}: {name} holds NaN or Inf; the file is damaged")
-    return tensor
-
-
-def _list(keys: list[str]) -> str:
-    more = f" (and {len(keys) - LISTED} more)" if len(keys) > LISTED else ""
-    return ", ".join(keys[:LISTED]) + more
 
 
 def _model_blocks(tree: Any, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
