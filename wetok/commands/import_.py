@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 def command(
     checkpoint: Annotated[
-        Path, typer.Argument(show_default=False, help="A .ckpt file of WeTok or Open-MAGVIT2.")
+        Path,
+        typer.Argument(
+            show_default=False,
+            help="A .ckpt file: a tokenizer of WeTok or Open-MAGVIT2, or a generator of WeTok.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", show_default=False, help="Model folder to write.")
@@ -33,6 +37,10 @@ def command(
     weights: Annotated[
         str, typer.Option(help="ema: the averaged weights, which the scores are of; or raw.")
     ] = "ema",
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Of a generator: the model whose tokens it makes, to be noted."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="What its tokens carry; the folder's name if not given.")
     ] = None,
@@ -40,7 +48,7 @@ def command(
 ) -> None:
     """Read a published checkpoint into a model folder.
 
-    Every tensor of the encoder and the decoder must be there and be used; what else the file
+    Every tensor of the network must be there and be used; what else the file
     holds is set aside and counted.
 
     Example: wetok import WeTok.ckpt --config general-48x -o models/general-48x
@@ -48,10 +56,18 @@ def command(
     from wetok import checkpoint as folders
     from wetok.config import WetokError
     from wetok.presets import PRESETS
+    from wetok.released.generator import is_generator
     from wetok.released.tokenizer import read_released
 
     if (out / folders.CONFIG).exists() and not force:
         raise WetokError(f"{out} holds a model: give --force to overwrite it, or another --out")
+    if is_generator(checkpoint):
+        if config is not None or groups is not None:
+            raise WetokError("--config and --groups are for tokenizers: a generator needs neither")
+        _import_generator(checkpoint, out, tokenizer, name)
+        return
+    if tokenizer is not None:
+        raise WetokError(f"--tokenizer {tokenizer}: is for generators, {checkpoint} is a tokenizer")
     settings: ModelConfig | Path | None
     if config is None:
         settings = None
@@ -72,6 +88,33 @@ def command(
         print(f"  {line}")
     print(f"  fingerprint {folders.read_config(out).fingerprint}")
     print(f"try it: wetok reconstruct PHOTO -m {out}")
+
+
+def _import_generator(checkpoint: Path, out: Path, tokenizer: str | None, name: str | None) -> None:
+    from wetok.generate.folder import save_generator
+    from wetok.released.generator import read_generator
+
+    made_for = options.load(tokenizer, "cpu").ref if tokenizer else None
+    released = read_generator(
+        checkpoint,
+        tokenizer=made_for.name if made_for else None,
+        fingerprint=made_for.fingerprint if made_for else None,
+    )
+    generator = released.generator
+    save_generator(out, generator, name or out.resolve().name)
+    config = generator.config
+    aside = ", ".join(f"{count} {kind}" for kind, count in released.set_aside.items()) or "nothing"
+    parameters = sum(parameter.numel() for parameter in generator.parameters())
+    print(f"{checkpoint} -> {out}")
+    print(
+        f"  autoregressive generator: {config.classes} classes, {config.groups} groups of "
+        f"{config.group_bits} bits, {config.width} wide, {config.depth} + {config.group_depth} "
+        "blocks"
+    )
+    print(f"  used: {released.used} tensors, {parameters:,} parameters")
+    print(f"  set aside: {aside}")
+    if released.step is not None:
+        print(f"  training step: {released.step:,}")
 
 
 def _lines(config: ModelConfig, report: ImportReport, parameters: int) -> list[str]:
