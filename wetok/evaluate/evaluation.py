@@ -195,7 +195,9 @@ class Evaluation:
         names = [
             name
             for name in self.images.columns
-            if name in ("psnr", "ssim") or name.startswith("lpips-") or name.endswith("_seconds")
+            if name in ("psnr", "ssim")
+            or (name.startswith("lpips-") and ":" not in name)  # those are in "of_samples"
+            or name.endswith("_seconds")
         ]
         return {
             **about,

@@ -241,14 +241,14 @@ def _card(title: str, picture: Picture, top: int, spread_top: int, seed: int) ->
     if (row["width"], row["height"]) != picture.shown:
         scores.append(f"shown at {picture.shown[0]} x {picture.shown[1]}")
     for key, value in row.items():
-        base, _, what = key.partition(":")
-        digits = digits_of(base)
+        digits = digits_of(key) if ":" not in key else None
         if digits is not None:
-            text = f"{title_of(base)} {number(receipt.finite(value), digits)}"
-            if not what:
-                scores.append(text)
-            else:
-                scores[-1] += f" ({what} {number(receipt.finite(value), digits)})"
+            parts = [number(receipt.finite(value), digits)]
+            for what in ("mean", "best", "spread"):
+                if f"{key}:{what}" in row:
+                    of = number(receipt.finite(row[f"{key}:{what}"]), digits)
+                    parts.append(f"{what} {of}")
+            scores.append(f"{title_of(key)} {', '.join(parts)}")
     alt = f"of {name}"
     figures = [
         _figure(picture.original, "webp", picture, f"Original {alt}", "Original", "original"),
@@ -310,8 +310,8 @@ def _legend(words: str, top: int) -> str:
 
 
 def _top(maps: Sequence[np.ndarray[Any, Any]]) -> int:
-    """The smallest scale that 99.5% of all pixels of every map lie within."""
-    needed = max(float(np.percentile(one, 99.5)) for one in maps)
+    """The smallest scale that 98% of all pixels on the page lie within."""
+    needed = float(np.percentile(np.concatenate([one.ravel() for one in maps]), 98))
     return next(top for top in _TOPS if top >= min(needed, 255))
 
 
@@ -336,8 +336,9 @@ def _codes(summary: Summary, codes: CodeStatistics | None) -> str:
     parts.append("</div>")
     dead = summary["dead_bits"]
     parts.append(
-        f'<figure class="wide">{charts.bit_balance(summary["bit_ones"])}<figcaption>How often each '
-        "bit is 1. At one half a bit tells most; one that never changes is dead: "
+        '<figure class="wide"><div class="across" role="region" tabindex="0" aria-label="Balance of '
+        f'bits">{charts.bit_balance(summary["bit_ones"])}</div><figcaption>How often each bit is 1. '
+        "At one half a bit tells most; one that never changes is dead: "
         f"{_counted(dead, 'such bit')}.</figcaption></figure>"
     )
     return "\n".join(parts)
