@@ -26,6 +26,8 @@ COMMANDS = {
     "coding": "Learn tables by which a model's .wetok files get smaller.",
     "import": "Read a published checkpoint into a model folder.",
     "train": "Train a tokenizer from a recipe.",
+    "tokenize": "Turn a data set into token shards.",
+    "detokenize": "Turn token shards back into images.",
     "eval": "Score a model on a folder of photographs.",
     "weights": "List, import and find pretrained parts.",
 }

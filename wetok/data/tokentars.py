@@ -49,15 +49,40 @@ def to_webdataset(records: Sequence[Record], about: About, first: int = 0) -> by
     return sink.getvalue()
 
 
-def read_webdataset(path: str | os.PathLike[str], about: About | None = None) -> Iterator[Record]:
+def made_by(path: str | os.PathLike[str]) -> tuple[str, str, int]:
+    """Name and fingerprint of the model that made a shard's first ids, and their bits.
+
+    Raises:
+        WetokError: as `read_webdataset`; it is empty.
+    """
+    for tree, _ in _pairs(path):
+        try:
+            return str(tree["model"]), str(tree["fingerprint"]), int(tree["group_bits"])
+        except (KeyError, TypeError, ValueError):
+            break
+    raise WetokError(f"shard {os.fspath(path)!r} holds no tokens: make some with wetok tokenize")
+
+
+def read_webdataset(
+    path: str | os.PathLike[str], about: About | None = None, fingerprint: str | None = None
+) -> Iterator[Record]:
     """The records of a shard that `to_webdataset` wrote, one by one.
 
     Args:
         about: what the ids must be of; None takes any.
+        fingerprint: of the model they must be of; None takes any.
 
     Raises:
         WetokError: it can't be read, is damaged or cut off, or holds something else.
     """
+    for tree, ids in _pairs(path):
+        try:
+            yield _record(tree, ids, about, fingerprint)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, error) from None
+
+
+def _pairs(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     where = f"shard {os.fspath(path)!r}"
     try:
         with open(path, "rb") as stream:
@@ -72,13 +97,17 @@ def read_webdataset(path: str | os.PathLike[str], about: About | None = None) ->
                 if second is None or second.name != first.name.removesuffix("json") + "npy":
                     raise WetokError(f"{where} holds no tokens: {first.name!r} has no .npy beside")
                 tree = json.loads(_data(tar, first))
-                ids = np.lib.format.read_array(io.BytesIO(_data(tar, second)), allow_pickle=False)
-                yield _record(tree, ids, about)
+                array = io.BytesIO(_data(tar, second))
+                yield tree, np.lib.format.read_array(array, allow_pickle=False)
     except OSError as error:
         raise WetokError(f"{where} can't be read: {error.strerror or error}") from None
-    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WetokError(f"{where} is damaged: {reason}") from None
+    except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> WetokError:
+    reason = " ".join(str(error).split())[:200]
+    return WetokError(f"shard {os.fspath(path)!r} is damaged: {reason}")
 
 
 def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -89,10 +118,14 @@ def _data(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _record(tree: dict[str, Any], ids: np.ndarray, about: About | None) -> Record:
-    key, view, height, width, groups, bits, _, fingerprint = (tree.pop(name) for name in _OWN)
+def _record(
+    tree: dict[str, Any], ids: np.ndarray, about: About | None, fingerprint: str | None
+) -> Record:
+    key, view, height, width, groups, bits, _, maker = (tree.pop(name) for name in _OWN)
+    if fingerprint not in (None, maker):
+        raise ValueError(f"{key!r} is of another model")
     if about is not None:
-        if (groups, bits, fingerprint) != (about.groups, about.group_bits, about.fingerprint):
+        if (groups, bits, maker) != (about.groups, about.group_bits, about.fingerprint):
             raise ValueError(f"{key!r} is of another model")
         if ids.shape != (groups, *about.grid_of((height, width))) or ids.dtype != about.dtype:
             raise ValueError(f"ids of {key!r} have type {ids.dtype} and shape {ids.shape}")

@@ -68,7 +68,7 @@ def decode(item: Item, reader: Reader, preprocessing: Preprocessing) -> Decoded 
         return Failed(f"image {item.key!r} can't be read: {' '.join(repr(error).split())[:200]}")
 
 
-@dataclass
+@dataclass(eq=False)
 class Usage:
     """How often each code of each group was seen (beyond 16 bits: each of 2^16 buckets)."""
 
@@ -98,6 +98,14 @@ class Usage:
         self.counts += other.counts
         self.ones += other.ones
         self.positions += other.positions
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Usage)
+            and np.array_equal(self.counts, other.counts)
+            and np.array_equal(self.ones, other.ones)
+            and self.positions == other.positions
+        )
 
     def share(self) -> list[float]:
         """Share of the codes (beyond 16 bits: buckets) of each group that were seen, in [0,1]."""
