@@ -29,6 +29,7 @@ COMMANDS = {
     "tokenize": "Turn a data set into token shards.",
     "detokenize": "Turn token shards back into images.",
     "eval": "Score a model on a folder of photographs.",
+    "compare": "Compare models with one another and with JPEG, WebP, AVIF at equal bytes.",
     "weights": "List, import and find pretrained parts.",
 }
 """Name -> what it does, in the order of the help; the code is in `wetok.commands.<name>`."""
