@@ -10,16 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Lightness, chroma and hue (degrees) in OKLCH, evenly spaced: black, violet, red, orange, cream.
-_STOPS = np.array(
-    [
-        [0.00, 0.000, 290.0],
-        [0.24, 0.130, 295.0],
-        [0.48, 0.185, 355.0],
-        [0.72, 0.165, 415.0],
-        [0.96, 0.070, 460.0],
-    ]
-)
+# Chroma and hue (degrees) in OKLCH, evenly spaced: black, violet, red, orange, cream.
+_STOPS = np.array([[0.0, 290.0], [0.13, 295.0], [0.185, 355.0], [0.165, 415.0], [0.07, 460.0]])
+_LIGHTEST = 95.0  # CIE L* of the last colour
 _TO_LMS = np.array(
     [
         [1.0, 0.3963377774, 0.2158037573],
@@ -38,11 +31,12 @@ _TO_RGB = np.array(
 
 @lru_cache
 def palette() -> bytes:
-    """256 colours, 768 bytes of sRGB: lightness linear in OKLab (Ottosson 2020)."""
+    """256 colours, 768 bytes of sRGB: even steps of CIE L*, hues by OKLab (Ottosson 2020)."""
     at = np.linspace(0, len(_STOPS) - 1, 256)
-    lightness, chroma, hue = (
-        np.interp(at, np.arange(len(_STOPS)), _STOPS[:, column]) for column in range(3)
-    )
+    chroma, hue = (np.interp(at, np.arange(len(_STOPS)), _STOPS[:, column]) for column in range(2))
+    star = np.linspace(0, _LIGHTEST, 256)
+    # A grey of that L*; OKLab's lightness is the cube root of its luminance.
+    lightness = np.where(star > 8, (star + 16) / 116, np.cbrt(star / 903.3))
     angle = np.deg2rad(hue)
     lab = np.stack([lightness, chroma * np.cos(angle), chroma * np.sin(angle)], 1)
     linear = ((lab @ _TO_LMS.T) ** 3 @ _TO_RGB.T).clip(0, 1)

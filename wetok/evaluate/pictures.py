@@ -34,7 +34,7 @@ class Picture:
     difference: bytes
     """Grey PNG: absolute difference of the first sample, mean over RGB, in levels of 255."""
     spread: bytes | None
-    """Grey PNG: standard deviation over all samples, in quarters of a level; None for one."""
+    """Grey PNG: standard deviation over all samples, in quarters of a level (up to 63.75)."""
 
 
 class Gallery:

@@ -138,7 +138,9 @@ def _scores(summary: Summary, arguments: Mapping[str, Any]) -> str:
         + f"</tr></thead>\n<tbody>\n{body}</tbody></table>"
     )
     note = ""
-    if summary["samples"] > 1:
+    if summary["samples"] > 1:  # five columns are more than a small phone is wide
+        around = '<div class="across" role="region" tabindex="0" aria-label="Scores">'
+        table = f"{around}{table}</div>"
         note = (
             '<p class="note">Values are of the first seed. Of the samples of each image: their '
             "mean, the best, and the standard deviation over seeds; then the mean over images. For "
@@ -336,8 +338,9 @@ def _codes(summary: Summary, codes: CodeStatistics | None) -> str:
     parts.append("</div>")
     dead = summary["dead_bits"]
     parts.append(
-        '<figure class="wide"><div class="across" role="region" tabindex="0" aria-label="Balance of '
-        f'bits">{charts.bit_balance(summary["bit_ones"])}</div><figcaption>How often each bit is 1. '
+        '<figure class="wide"><div class="across" role="region" tabindex="0" '
+        f'aria-label="Balance of bits">{charts.bit_balance(summary["bit_ones"])}</div>'
+        "<figcaption>How often each bit is 1. "
         "At one half a bit tells most; one that never changes is dead: "
         f"{_counted(dead, 'such bit')}.</figcaption></figure>"
     )
