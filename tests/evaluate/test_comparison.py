@@ -180,7 +180,13 @@ def test_mistakes() -> None:
 
 def scored(place: int, lpips: float, size: int, pixels: torch.Tensor | None = None) -> Scored:
     original = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
-    row = {"image": f"{place}.png", "psnr": 20.0 + lpips, "coded_bytes": size, "lpips-alex": lpips}
+    row = {
+        "image": f"{place}.png",
+        "psnr": 20.0 + lpips,
+        "coded_bytes": size,
+        "lpips-alex": lpips,
+        "bits": None,
+    }
     return Scored(place, row, original, [original + 5 if pixels is None else pixels])
 
 
@@ -232,7 +238,7 @@ def test_the_window_of_a_large_image(networks: Networks) -> None:
     own, rival = original.clone(), original.clone()
     rival[..., :200] //= 2  # wrong on the left
     own[..., 500:] //= 2  # wrong on the right
-    row = {"image": "wide.png", "coded_bytes": 10}
+    row = {"image": "wide.png", "coded_bytes": 10, "bits": None}
     for known, name in ((networks, "lpips-alex"), (Networks(), "psnr")):
         crops = Crops(1, known)
         good, bad = (0.1, 0.9) if name == "lpips-alex" else (30.0, 20.0)

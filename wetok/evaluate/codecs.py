@@ -25,6 +25,9 @@ from PIL import Image, features
 
 from wetok.config import WetokError, near
 
+# What Pillow raises where a format, a size or a setting is not to its liking.
+_PILLOWS = (OSError, ValueError, KeyError, RuntimeError, TypeError)
+
 
 @dataclass(frozen=True)
 class Codec:
@@ -113,12 +116,12 @@ class Codec:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (*_PILLOWS, Image.DecompressionBombError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise WetokError(f"codec {self.name!r} can't {doing}: {reason}") from None
 
 
-_KEPT = 4
+_KEPT = 4  # files of an image
 
 
 class Coded(NamedTuple):

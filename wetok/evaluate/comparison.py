@@ -20,6 +20,7 @@ from wetok.evaluate.evaluation import Evaluation, Scored, score_together
 from wetok.evaluate.networks import Networks
 from wetok.evaluate.protocols import Protocol
 from wetok.evaluate.receipt import finite
+from wetok.evaluate.rows import file_size
 from wetok.evaluate.systems import System, TokenizerSystem
 from wetok.model.tokenizer import Tokenizer
 
@@ -200,13 +201,6 @@ class Comparison:
         name = evaluation.system.name
         title = self.codecs[name].title if isinstance(evaluation.system, AtBytes) else name
         return title, self._scored.get(id(evaluation))
-
-
-def file_size(row: dict[str, Any]) -> int | None:
-    """Bytes of a row's file; of its codes in fixed length where there is no file; or None."""
-    if row["coded_bytes"] is not None:
-        return int(row["coded_bytes"])
-    return None if row["bits"] is None else -(-int(row["bits"]) // 8)
 
 
 def _known(evaluation: Evaluation) -> tuple[str, str]:

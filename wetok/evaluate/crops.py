@@ -20,6 +20,7 @@ from wetok.evaluate.evaluation import Scored
 from wetok.evaluate.networks import Networks
 from wetok.evaluate.pixels import psnr
 from wetok.evaluate.processes import gathered
+from wetok.evaluate.rows import file_size
 
 WINDOW = 256
 _MARGIN, _GAP, _LINE = 16, 8, 18
@@ -70,8 +71,8 @@ class Crops:
         if own is None or not there:
             return
         score = next((name for name in own.row if name.startswith("lpips-")), "psnr")
-        limit = own.row["coded_bytes"]
-        fair = [one for one in there if limit and (one[1].row["coded_bytes"] or 0) <= limit]
+        limit = file_size(own.row)
+        fair = [one for one in there if limit and (file_size(one[1].row) or 0) <= limit]
         rival, other = min(fair or there, key=lambda one: _distance(one[1].row, score))
         difference = _distance(own.row, score) - _distance(other.row, score)
         best = len(self.best) < self.kept or difference < self.best[-1].difference
@@ -165,7 +166,7 @@ class Crops:
         net = next(iter(self.networks.lpips), None)
         large = net is not None and min(array.shape[:2]) >= self.networks.lpips[net].smallest
         far = self._far(pixels, reference, net) if net is not None and large else None
-        size = scored.row["coded_bytes"]
+        size = file_size(scored.row)
         return Cell(title, array, size, psnr(pixels, reference).item(), far)
 
 

@@ -95,3 +95,10 @@ class Rows(Sequence[dict[str, Any]]):
             values = {name: column[index] for name, column in rows.columns.items()}
             merged.append(place, rows.names[index], rows.hashes[index], values)
         return merged
+
+
+def file_size(row: dict[str, Any]) -> int | None:
+    """Bytes of a row's file; of its codes in fixed length where there is no file; or None."""
+    if row["coded_bytes"] is not None:
+        return int(row["coded_bytes"])
+    return None if row["bits"] is None else -(-int(row["bits"]) // 8)
