@@ -48,7 +48,7 @@ def command(
         ),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="modern-256, original or paper-256, as in wetok eval.")
+        str, typer.Option(help="modern-256, original or paper-256; as eval has them.")
     ] = "modern-256",
     lpips: Annotated[
         list[str] | None,
