@@ -211,7 +211,7 @@ class _Tars:
         items = []
         path, stream = None, None
         try:
-            for index in range(start, stop):
+            for index in range(start, min(stop, len(self))):
                 shard, header, data, size = self._source.position(index)
                 if shard != path:
                     if stream is not None:
@@ -329,7 +329,7 @@ class _Parquet:
 
     def items(self, start: int, stop: int) -> list[Item]:
         items = []
-        for index in range(start, stop):
+        for index in range(start, min(stop, len(self))):
             path, group, row, number = self._source.place(index)
             full = path if "://" in path else os.path.abspath(path)
             name = os.path.relpath(full, self._root).replace(os.sep, "/")
