@@ -84,7 +84,12 @@ class Comparison:
 
         def evaluation(system: System) -> Evaluation:
             made = Evaluation(system, protocol, networks, seed)
-            made.watch = lambda scored: self._scored.update({id(made): scored})
+
+            def keep(scored: Scored) -> None:
+                # Of a large image the pixels count, and only crops want them.
+                self._scored[id(made)] = scored if crops else scored._replace(samples=[])
+
+            made.watch = keep
             return made
 
         own = [evaluation(system) for system in systems]
@@ -100,7 +105,8 @@ class Comparison:
         ]
         self.curves = {
             encoder.codec.name: [
-                evaluation(AtQuality(encoder, quality, device)) for quality in encoder.codec.curve
+                Evaluation(AtQuality(encoder, quality, device), protocol, networks, seed)
+                for quality in encoder.codec.curve
             ]
             for encoder in (encoders if curves else ())
         }
