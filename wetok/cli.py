@@ -30,6 +30,7 @@ COMMANDS = {
     "detokenize": "Turn token shards back into images.",
     "eval": "Score a model on a folder of photographs.",
     "compare": "Compare models with one another and with JPEG, WebP, AVIF at equal bytes.",
+    "ablate": "The paper's tables in miniature: entropies and trained variants, with seeds.",
     "weights": "List, import and find pretrained parts.",
 }
 """Name -> what it does, in the order of the help; the code is in `wetok.commands.<name>`."""
