@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import shutil
 import sys
 import warnings
@@ -569,3 +571,37 @@ def test_only_safetensors_are_read(tmp_path: Path) -> None:
     torch.save(vae.state_dict(), tmp_path / "vae" / "diffusion_pytorch_model.bin")
     with pytest.raises(WetokError, match="safetensors"):
         open_on_cpu(f"diffusers:{tmp_path}/vae")
+
+
+# The document
+
+
+def test_the_documents_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
+) -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    text = (root / "docs" / "other-tokenizers.md").read_text("utf-8")
+    example, from_python = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "mytokenizer.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    try:
+        system = open_on_cpu("mytokenizer:open")
+    finally:
+        sys.modules.pop("mytokenizer", None)
+    path = photos / "photo 0.png"
+    result = system.reconstruct(to_tensor(load_image(path))[None], [0])
+    file = io.BytesIO()
+    load_image(path).save(file, "JPEG", quality=50)
+    assert result.bits == 8 * len(file.getvalue())
+    file.seek(0)
+    assert torch.allclose(result.images[0], to_tensor(load_image(file))[None], atol=1e-6)
+    exec(compile(from_python, "other-tokenizers.md", "exec"), {"__name__": "snippet"})
+
+
+def test_the_document_names_every_option() -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    text = (root / "docs" / "other-tokenizers.md").read_text("utf-8")
+    for file in (root / "wetok" / "evaluate").glob("from_*.py"):
+        (known,) = re.findall(r"Options\(spec, options, \((.*?)\)\)", file.read_text("utf-8"))
+        for option in re.findall(r'"(\w+)"', known):
+            assert f"`{option}`" in text or f"{option}=" in text, option

@@ -140,7 +140,7 @@ def test_pictures_are_the_pixels_that_were_scored(tmp_path: Path) -> None:
             and np.abs(values(one.spread) / 4 - invented.clip(max=63.75)).max() <= 0.126
         )
 
-    (top,) = re.findall(r"<span>(\d+) and more</span></div><figcaption>Difference", text)
+    (top,) = re.findall(r"<span>(\d+)\+</span></div><figcaption>Difference", text)
     brightest = images[f"Difference map of {gallery.worst[0].row['image']}"]
     index = np.asarray(brightest).astype(float)
     wanted = (values(gallery.worst[0].difference) * 255 / int(top)).clip(0, 255)

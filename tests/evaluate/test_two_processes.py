@@ -17,6 +17,7 @@ from wetok.config import ModelConfig, WetokError
 from wetok.evaluate.evaluation import Evaluation
 from wetok.evaluate.frechet import FeatureStatistics
 from wetok.evaluate.networks import Networks
+from wetok.evaluate.pictures import Gallery
 from wetok.evaluate.protocols import protocol
 from wetok.losses.perceptual import LPIPS
 from wetok.model.network import TokenizerNetwork
@@ -29,19 +30,25 @@ def evaluate(paths: list[Path], samples: int = 1) -> dict[str, Any]:
     shape = {"bits": 8, "groups": 2, "channels": 8, "mults": (1, 1), "blocks": 1, "patch": 2}
     tokenizer = Tokenizer(TokenizerNetwork(ModelConfig(**shape, generative=samples > 1)), "toy")
     networks = Networks([LPIPS("alex")], vgg=LPIPS("vgg"))
-    evaluation = Evaluation(tokenizer, protocol("original"), networks, seed=1, samples=samples)
+    gallery = Gallery(kept=2)
+    evaluation = Evaluation(
+        tokenizer, protocol("original"), networks, seed=1, samples=samples, watch=gallery.offer
+    )
     evaluation.add_all(paths)
     evaluation.gather()
+    gallery.gather()
     again = ""
     try:
         evaluation.gather()
     except WetokError as error:
         again = str(error)
+    shown = gallery.worst, gallery.best
     return {
         "summary": evaluation.summary(),
         "failures": sorted(evaluation.failures),
         "images": [row["image"] for row in evaluation.images],
         "again": again,
+        "pictures": [[(one.place, one.difference, one.spread) for one in kept] for kept in shown],
     }
 
 
@@ -115,6 +122,8 @@ def test_the_numbers_of_one_process(
         together = by_two[rank][job]
         assert together["images"] == alone["images"] == [f"{index}.png" for index in range(5)]
         assert together["failures"] == alone["failures"]
+        assert together["pictures"] == alone["pictures"]
+        assert [len(kept) for kept in alone["pictures"]] == [2, 2]
         assert "gathered before" in together["again"] and alone["again"] == ""
         for key, value in summary.items():
             if key.endswith("_seconds"):

@@ -306,7 +306,7 @@ def _legend(words: str, top: int) -> str:
     return (
         f'<figure class="legend"><img width="256" height="8" alt="From 0, black, to {top}, cream" '
         f'src="{_uri(legend(), "png")}"><div class="ticks" aria-hidden="true">{ticks}<span>{top}'
-        f"{'' if top == 255 else ' and more'}</span></div><figcaption>{_text(words)}</figcaption>"
+        f"{'' if top == 255 else '+'}</span></div><figcaption>{_text(words)}</figcaption>"
         "</figure>"
     )
 
