@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_computed_and_marked(monkeypatch: pytest.MonkeyPatc
 
     def measured(form: entropies.Form, bits: int, groups: int, threads: int) -> dict[str, Any]:
         asked.append((form.name, bits, groups))
-        return {"seconds": 1.0, "processor_seconds": 1.0, "bytes": 1000}
+        return {"seconds": 1.0, "wall_seconds": 1.0, "bytes": 1000}
 
     monkeypatch.setattr(entropies, "_measured", measured)
     bits = (8, 12, 16, 20, 28, 32, 40)

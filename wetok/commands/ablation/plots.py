@@ -41,7 +41,7 @@ def _entropy(pyplot: Any, result: Result) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(9.5, 3.8), constrained_layout=True)
     for axis, key, unit, label in (
         (axes[0], "bytes", 1e6, "memory (MB)"),
-        (axes[1], "seconds", 1e-3, "time (ms)"),
+        (axes[1], "seconds", 1e-3, "processor time (ms)"),
     ):
         for number, form in enumerate(FORMS):
             own = [r for r in result["records"] if r["form"] == form.name and key in r]
