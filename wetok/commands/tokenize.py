@@ -111,6 +111,10 @@ def command(
     Example: wetok tokenize photos -o tokens --size 256
     """
     from wetok.config import WetokError
+    from wetok.tokenize import processes
+
+    if verify is None and workers != 0 and sources:
+        processes.begin()  # ready by the time that the model is
     from wetok.tokenize.inputs import open_inputs
     from wetok.tokenize.output import Output
 
@@ -127,6 +131,7 @@ def command(
         if os.path.isdir(path) and out.resolve().is_relative_to(Path(path).resolve()):
             raise WetokError(f"--out {out} lies within the source {path}: name another folder")
     output = Output(out)
+    workers = max(1, _cores() // 2) if workers is None else workers
     with output.locked():
         inputs = open_inputs(specs, keep or (), labels)
         from wetok.tokenize.plan import about_model, make_plan
@@ -158,7 +163,7 @@ def _run(
     inputs: Inputs,
     tokenizer: Any,
     output: Output,
-    workers: int | None,
+    workers: int,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -182,7 +187,7 @@ def _run(
                 tokenizer,
                 output,
                 missing,
-                workers=_cores() // 2 or 1 if workers is None else workers,
+                workers=workers,
                 tell=tell,
                 stop=lambda: signals.came,
             )

@@ -6,7 +6,6 @@ An image that a process was at when it died is tried once more, later; if that o
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import signal
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from wetok.config import WetokError
+from wetok.tokenize import processes
 from wetok.tokenize.inputs import Item, Reader
 from wetok.tokenize.views import Preprocessing
 from wetok.tokenize.work import Decoded, Failed, decode
@@ -64,9 +64,7 @@ class DecodePool:
             raise WetokError(f"workers={workers} must be at least 0")
         self._reader, self._preprocessing, self._seconds = reader, preprocessing, seconds
         self._count, self._ahead = workers, ahead
-        self._context = mp.get_context("forkserver")
-        # Imported once, whatever dies: a new process is there in a few milliseconds.
-        self._context.set_forkserver_preload(["wetok.tokenize.work"])
+        self._context = processes.begin() if workers else None
         self._workers: list[_Worker] = []
         self._queue: Queue[Any] = Queue(max(1, ahead))
         self._stopped = False
