@@ -58,6 +58,7 @@ def _run(rank: int, folder: str, jobs: list) -> None:
         results: Any = [job(rank, *arguments) for job, *arguments in jobs]
     except Exception:
         results = traceback.format_exc()
+        print(results, flush=True)  # the other process may wait for this one until it is ended
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

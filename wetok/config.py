@@ -275,15 +275,20 @@ class Phase(Settings):
         return value
 
 
-class TrainConfig(Settings):
-    """A whole training run; `wetok train RECIPE.yaml` reads one."""
+class RunSettings(Settings):
+    """What every training run has, whatever is trained."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gan: GanConfig | None = None
+    run: RunConfig
+
+
+class TrainConfig(RunSettings):
+    """A tokenizer's training run; `wetok train RECIPE.yaml` reads one."""
 
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    gan: GanConfig | None = None
-    run: RunConfig
     phases: tuple[Phase, ...] = ()
 
     @model_validator(mode="after")

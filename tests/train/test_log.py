@@ -25,7 +25,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_has_means_since_the_line_before(tmp_path: Path) -> None:
-    log = RunLog(tmp_path / "log.jsonl", 2, 3)
+    log = RunLog(tmp_path / "log.jsonl", (2, 3))
     log.add(result(loss=1.0, lpips=0.5, ids=1), images=4, seconds=1.0, waited=0.5)
     log.add(result(loss=2.0), images=4, seconds=3.0, waited=0.5)
     log.add(result(loss=6.0, lpips=0.25, rate=2e-3), images=2, seconds=1.0, waited=0.0)
@@ -55,7 +55,7 @@ def test_a_line_has_means_since_the_line_before(tmp_path: Path) -> None:
 
 def test_infinity_is_null(tmp_path: Path) -> None:
     """A gradient that overflows fp16 is usual, and JSON has no infinity."""
-    log = RunLog(tmp_path / "log.jsonl", 2, 3)
+    log = RunLog(tmp_path / "log.jsonl", (2, 3))
     log.add(result(loss=1.0, gradient_norm=float("inf")), 1, 1.0, 0.0)
     log.line(1, 1.0)
     text = (tmp_path / "log.jsonl").read_text()
@@ -64,7 +64,7 @@ def test_infinity_is_null(tmp_path: Path) -> None:
 
 def test_usage_is_of_a_full_window(tmp_path: Path) -> None:
     """Never of a counter that was just emptied: one step says little of 2^d' codes."""
-    log = RunLog(tmp_path / "log.jsonl", 2, 3)
+    log = RunLog(tmp_path / "log.jsonl", (2, 3))
     told = {}
     for step in range(1, 2 * USAGE_STEPS + 2):
         # All eight codes in the first window, two in the second.
@@ -85,7 +85,7 @@ def test_what_comes_after_the_checkpoint_is_removed(tmp_path: Path) -> None:
     gone = [{"step": 4, "loss": 1}, {"step": 5, "validation": {}}]
     text = "".join(json.dumps(line) + "\n" for line in [*kept, *gone])
     path.write_text(text + '{"step": 1, "lo')  # the last one cut off by a kill
-    log = RunLog(path, 2, 3, step=3)
+    log = RunLog(path, (2, 3), step=3)
     assert lines(path) == kept
     log.append({"step": 4, "loss": 2})
     assert lines(path) == [*kept, {"step": 4, "loss": 2}]
@@ -95,7 +95,7 @@ def test_what_comes_after_the_checkpoint_is_removed(tmp_path: Path) -> None:
 def test_a_validation_that_is_done_again_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 3, "loss": 1}\n{"step": 3, "validation": {}}\n')
-    RunLog(path, 2, 3, step=3, validated=False)
+    RunLog(path, (2, 3), step=3, validated=False)
     assert lines(path) == [{"step": 3, "loss": 1}]
 
 
@@ -103,5 +103,5 @@ def test_a_new_run_starts_an_empty_log(tmp_path: Path) -> None:
     """What is there is of a run that ended before its first checkpoint."""
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 1}\nno json\n[1]\n')
-    RunLog(path, 2, 3)
+    RunLog(path, (2, 3))
     assert path.read_text() == ""

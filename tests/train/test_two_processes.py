@@ -26,7 +26,7 @@ from wetok.distributed import all_reduce_mean
 from wetok.losses.objective import ReconstructionObjective
 from wetok.model.network import TokenizerNetwork
 from wetok.model.quantizer import GroupedQuantizer
-from wetok.train import loop
+from wetok.train import course, loop
 from wetok.train.adversary import Adversary
 from wetok.train.loop import Run
 from wetok.train.noise import training_noise
@@ -217,7 +217,7 @@ def full_disk_job(rank: int, pictures: str, folder: str, what: str) -> str:
 
         patch.setattr(torch, "save", once)
     if rank == 0 and what == "log":
-        log, lines = loop.RunLog.append, []
+        log, lines = course.RunLog.append, []
 
         def some(self: Any, record: dict[str, Any]) -> None:
             lines.append(1)
@@ -226,7 +226,7 @@ def full_disk_job(rank: int, pictures: str, folder: str, what: str) -> str:
                 self.path.symlink_to("/dev/full")
             log(self, record)
 
-        patch.setattr(loop.RunLog, "append", some)
+        patch.setattr(course.RunLog, "append", some)
     try:
         run_job(rank, pictures, folder, {})
     except WetokError as error:

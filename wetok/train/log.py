@@ -25,16 +25,19 @@ class RunLog:
 
     Lines after `step` are removed first: what a run did after the checkpoint that it resumes from
     happens again. With `validated` False so are validations at that very step.
+
+    Args:
+        codes: groups and bits a group of the ids whose usage is told; None for none.
     """
 
     def __init__(
-        self, path: Path, groups: int, group_bits: int, step: int = 0, validated: bool = True
+        self, path: Path, codes: tuple[int, int] | None, step: int = 0, validated: bool = True
     ) -> None:
         self._writes = rank() == 0
         if self._writes:
             _trim(path, step, validated)
         self.path = path
-        self._counter = UsageCounter(groups, group_bits)
+        self._counter = UsageCounter(*codes) if codes else None
         self._counted = 0
         self._window: dict[str, Any] | None = None
         self._clear()
@@ -57,6 +60,8 @@ class RunLog:
         for name, term in result.terms.items():
             before, count = self._sums.get(name, (0, 0))
             self._sums[name] = (term + before, count + 1)
+        if self._counter is None:
+            return
         self._counter.update(result.ids)
         self._counted += 1
         if self._counted == USAGE_STEPS:
@@ -108,6 +113,8 @@ class RunLog:
             ) from None
 
     def _usage(self) -> dict[str, Any]:
+        if self._counter is None:
+            return {}
         total = self._counter.total()
         return {
             "usage": [round(share, 4) for share in total.usage()],

@@ -8,13 +8,13 @@ import shutil
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from wetok.checkpoint import written_beside
-from wetok.config import TrainConfig, WetokError
+from wetok.config import RunSettings, WetokError
 from wetok.distributed import rank
 from wetok.model.network import TokenizerNetwork
 from wetok.train.adversary import Adversary
@@ -22,6 +22,8 @@ from wetok.train.ema import EMA
 from wetok.train.optimizers import build_optimizer
 from wetok.train.processes import Processes
 from wetok.train.sharding import placed, placed_optimizer, whole
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 _FILE, _BEST = "state.pt", "best.json"
 
@@ -39,7 +41,7 @@ _DAMAGED = (
 )
 
 
-class TrainState:
+class TrainState(Generic[Trained]):
     """A run's networks and everything that changes beside them.
 
     `network` and `adversary` are the modules; `called` and `judge` what to call them by in
@@ -52,14 +54,16 @@ class TrainState:
 
     def __init__(
         self,
-        network: TokenizerNetwork,
-        config: TrainConfig,
+        network: Trained,
+        config: RunSettings,
         adversary: Adversary | None = None,
         processes: Processes | None = None,
     ) -> None:
         device = next(network.parameters()).device
-        freeze(network, config.run.freeze)
-        self.network, self.adversary = network, adversary
+        if isinstance(network, TokenizerNetwork):
+            freeze(network, config.run.freeze)
+        self.network: Trained = network
+        self.adversary = adversary
         self.called: nn.Module = network
         self.judge: nn.Module | None = adversary.discriminator if adversary else None
         if processes:

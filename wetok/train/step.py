@@ -19,6 +19,7 @@ from wetok.losses.adversarial import (
     warmup_factor,
 )
 from wetok.losses.objective import Objective, ReconstructionObjective, first_broken
+from wetok.model.network import TokenizerNetwork
 from wetok.train.optimizers import schedule
 from wetok.train.processes import gradients_meet
 from wetok.train.sharding import everywhere
@@ -50,7 +51,7 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    state: TrainState,
+    state: TrainState[TokenizerNetwork],
     objective: ReconstructionObjective,
     config: TrainConfig,
     parts: Sequence[Batch],
@@ -153,7 +154,7 @@ def _telling(means: dict[str, Tensor], overflows: bool) -> dict[str, Tensor]:
 
 
 def _generator_weight(
-    state: TrainState, gan: GanConfig, judged: Objective, generator: Tensor
+    state: TrainState[TokenizerNetwork], gan: GanConfig, judged: Objective, generator: Tensor
 ) -> Tensor:
     """What the adversarial term counts by: scalar."""
     factor = warmup_factor(state.step, gan.start, gan.ramp)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wetok.config import TrainConfig, WetokError
+from wetok.config import RunSettings, WetokError
 from wetok.train.processes import Processes
 
 
@@ -25,7 +25,7 @@ class Trackers:
         WetokError: a tracker can't write; so it is with every method.
     """
 
-    def __init__(self, processes: Processes, config: TrainConfig, name: str, step: int) -> None:
+    def __init__(self, processes: Processes, config: RunSettings, name: str, step: int) -> None:
         accelerator = processes.accelerator
         options: dict[str, Any] = {"tensorboard": {"purge_step": step + 1}, "wandb": {"name": name}}
         chosen = {
