@@ -91,6 +91,24 @@ def command(
         ),
     ] = None,
     device: options.Device = "auto",
+    engine: Annotated[
+        str, typer.Option(help="local: this machine; ray: a cluster, see --address.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            show_default=False,
+            help="Of the Ray cluster: host:port, or auto. Without it one is started here.",
+        ),
+    ] = None,
+    encoders: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=False,
+            help="With --engine ray: copies of the model.  [default: one a GPU, or half the cores]",
+        ),
+    ] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -127,11 +145,11 @@ def command(
         return
     if not specs:
         raise WetokError("SOURCE is missing: name a folder, files or hub:NAME")
+    run = _engine(engine, workers, device, address, encoders)
     for path in sources or []:
         if os.path.isdir(path) and out.resolve().is_relative_to(Path(path).resolve()):
             raise WetokError(f"--out {out} lies within the source {path}: name another folder")
     output = Output(out)
-    workers = max(1, _cores() // 2) if workers is None else workers
     with output.locked():
         inputs = open_inputs(specs, keep or (), labels)
         from wetok.tokenize.plan import about_model, make_plan
@@ -142,7 +160,7 @@ def command(
             views,  # type: ignore[arg-type]
             crop_range,
         )
-        tokenizer = options.load(model, device)
+        tokenizer = options.load(model, device if engine == "local" else "cpu")
         plan = make_plan(
             inputs,
             about_model(tokenizer),
@@ -155,7 +173,7 @@ def command(
             part_size=shard_size,
         )
         output.begin(plan)
-        _run(plan, inputs, tokenizer, output, workers, quiet or as_json, as_json)
+        _run(plan, inputs, tokenizer, output, run, quiet or as_json, as_json)
 
 
 def _run(
@@ -163,7 +181,7 @@ def _run(
     inputs: Inputs,
     tokenizer: Any,
     output: Output,
-    workers: int,
+    run: Callable[..., Progress],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -171,7 +189,6 @@ def _run(
 
     from wetok.commands.batch import ALL_FAILED, SOME_FAILED
     from wetok.config import WetokError
-    from wetok.tokenize.local import tokenize
     from wetok.tokenize.output import summary
     from wetok.train.signals import StopSignal
 
@@ -181,13 +198,12 @@ def _run(
     begun = time.monotonic()
     with signals.watched(), _bar(plan.images, before, quiet) as tell:
         try:
-            progress = tokenize(
+            progress = run(
                 plan,
                 inputs,
                 tokenizer,
                 output,
                 missing,
-                workers=workers,
                 tell=tell,
                 stop=lambda: signals.came,
             )
@@ -214,6 +230,32 @@ def _run(
         raise typer.Exit(STOPPED)
     if totals.failed or plan.left_out:
         raise typer.Exit(ALL_FAILED if totals.failed == totals.inputs else SOME_FAILED)
+
+
+def _engine(
+    engine: str, workers: int | None, device: str, address: str | None, encoders: int | None
+) -> Callable[..., Progress]:
+    """What does the work, but for the arguments that all engines take."""
+    import sys
+    from functools import partial
+
+    from wetok.config import WetokError
+
+    if engine == "ray":
+        from wetok.tokenize.ray_cluster import import_ray
+        from wetok.tokenize.ray_engine import Cluster, tokenize
+
+        import_ray()
+        cluster = Cluster(address, workers, encoders, device, "--debug" in sys.argv)
+        return partial(tokenize, cluster=cluster)
+    if engine != "local":
+        raise WetokError(f"--engine {engine} must be local or ray")
+    for name, value in (("address", address), ("encoders", encoders)):
+        if value is not None:
+            raise WetokError(f"--{name} {value} is for --engine ray: add that")
+    from wetok.tokenize.local import tokenize as tokenize_here
+
+    return partial(tokenize_here, workers=max(1, _cores() // 2) if workers is None else workers)
 
 
 def _show(plan: Plan, told: dict[str, Any], output: Output) -> None:
