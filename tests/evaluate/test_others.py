@@ -556,6 +556,8 @@ def test_what_is_no_vae(tmp_path: Path) -> None:
     with pytest.raises(WetokError, match="no autoencoder in diffusers' layout can be read") as told:
         open_on_cpu(f"diffusers:{tmp_path}/empty")
     assert "\n" not in str(told.value)
+    with pytest.raises(WetokError, match="is no folder, and no Hub id"):
+        open_on_cpu(f"diffusers:{tmp_path}/nowhere")
     config = (tmp_path / "vae" / "config.json").read_text()
     (tmp_path / "vae" / "config.json").write_text(config.replace("AutoencoderKL", "UNet2DModel"))
     with pytest.raises(WetokError, match="a UNet2DModel is no autoencoder that is known"):

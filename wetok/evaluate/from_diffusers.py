@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def open_diffusers(
     dtype = chosen.dtype() or torch.float32
     subfolder = chosen.text("subfolder")
     folder = Path(place)
+    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", place):
+        raise WetokError(f"model={spec!r}: {place!r} is no folder, and no Hub id (user/model)")
     pipeline = (folder / "vae" / "config.json").is_file() and not (folder / "config.json").exists()
     if subfolder is None and pipeline:
         subfolder = "vae"

@@ -232,7 +232,7 @@ def _pictures(gallery: Gallery, summary: Summary) -> str:
             for index, one in enumerate(pictures, 1)
         )
         if cards:
-            parts.append(f'<h3>{title} first</h3><div class="cards">{cards}</div><br>')
+            parts.append(f'<h3>{title} first</h3><div class="cards">{cards}</div>')
     return "\n".join(parts)
 
 
@@ -285,7 +285,7 @@ def _card(title: str, picture: Picture, top: int, spread_top: int, seed: int) ->
         figures.append(_figure(sample, "webp", picture, f"{words}, {alt}", words))
     small = " small" if max(picture.shown) < 160 else ""
     return (
-        f'<article class="card{small}"><h3>{title}: {name}</h3><p>{" · ".join(map(_text, scores))}'
+        f'<article class="card{small}"><h4>{title}: {name}</h4><p>{" · ".join(map(_text, scores))}'
         f'</p><div class="pictures">{"".join(figures)}</div></article>\n'
     )
 
