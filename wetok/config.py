@@ -454,13 +454,13 @@ def read_yaml(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_yaml(path.parent / str(parent), (*_seen, path)), tree)
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The recipe at `path` with `key=value` overrides (values as YAML) on top.
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings in the recipe at `path`, `key=value` overrides (values as YAML) on top.
 
     `model` may be a preset's name or a block of settings; `{preset: NAME, ...}` changes a preset.
 
     Raises:
-        WetokError: an unreadable file, an unknown key (its nearest is named) or a bad value.
+        WetokError: an unreadable file, no such preset, or an override that is none.
     """
     from wetok.presets import preset
 
@@ -483,4 +483,13 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     elif isinstance(model, dict) and "preset" in model:
         change = {key: value for key, value in model.items() if key != "preset"}
         tree["model"] = merge(preset(str(model["preset"])).model_dump(), change)
-    return validate(TrainConfig, tree)
+    return tree
+
+
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The recipe of a tokenizer at `path`, see `read_recipe`.
+
+    Raises:
+        WetokError: as `read_recipe`; an unknown key (its nearest is named) or a bad value.
+    """
+    return validate(TrainConfig, read_recipe(path, overrides))

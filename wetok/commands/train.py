@@ -1,4 +1,4 @@
-"""`wetok train`: a tokenizer from a recipe, or from several that follow on each other."""
+"""`wetok train`: a tokenizer or a generator from a recipe, or several that follow on each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from wetok.config import TrainConfig, WetokError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from wetok.train.loop import Run
+    from wetok.train.course import Course
+    from wetok.train.generator_config import GeneratorTrainConfig
 
 
 def command(
@@ -38,7 +39,7 @@ def command(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
-    """Train a tokenizer from a recipe.
+    """Train a tokenizer, or a generator, from a recipe.
 
     The run's folder gets checkpoints, a log (log.jsonl, curves.png,
     tensorboard/), pictures (samples/) and, after each best validation,
@@ -72,7 +73,9 @@ def command(
             break
         if is_last:
             model = stage.folder / "model"
-            _tell(f"done: {model} is ready; try: wetok reconstruct PHOTO -m {model}")
+            made = isinstance(stage.config, TrainConfig)
+            use = f"wetok reconstruct PHOTO -m {model}" if made else f"wetok generate {model}"
+            _tell(f"done: {model} is ready; try: {use}")
         _draw(stage.folder)  # last, as it takes a second
     _leave()
 
@@ -81,14 +84,12 @@ class _Stage(NamedTuple):
     """One recipe and the folder of its run."""
 
     name: str
-    config: TrainConfig
+    config: TrainConfig | GeneratorTrainConfig
     folder: Path
 
 
 def _stages(arguments: list[str], out: Path | None) -> list[_Stage]:
     """The recipes among `arguments`, all of their settings checked before any begins."""
-    from wetok.config import load_train_config
-
     # os.path's, as a setting may be longer than a file's name can be.
     is_recipe = {word: "=" not in word or os.path.isfile(word) for word in arguments}
     recipes = [Path(word) for word in arguments if is_recipe[word]]
@@ -111,12 +112,29 @@ def _stages(arguments: list[str], out: Path | None) -> list[_Stage]:
             own.append(f"run.init={stages[-1].folder / 'model'}")
         single = out is not None and len(recipes) == 1
         folder = out if out and single else (out or Path("runs")) / path.stem
-        stages.append(_Stage(path.stem, load_train_config(path, own), folder))
+        stages.append(_Stage(path.stem, _config(path, own), folder))
     return stages
+
+
+def _config(recipe: Path, overrides: list[str]) -> TrainConfig | GeneratorTrainConfig:
+    """A tokenizer's settings, or a generator's where the recipe has a block of that name."""
+    from wetok.config import read_recipe, validate
+
+    tree = read_recipe(recipe, overrides)
+    if "generator" not in tree:
+        return validate(TrainConfig, tree)
+    from wetok.train.generator_config import GeneratorTrainConfig
+
+    return validate(GeneratorTrainConfig, tree)
 
 
 def _plan(stage: _Stage) -> None:
     """Prints what `stage` would take: parameters, memory, steps, data."""
+    if not isinstance(stage.config, TrainConfig):
+        from wetok.train.generator_plan import generator_lines
+
+        _tell("\n  ".join([f"{stage.name} -> {stage.folder}", *generator_lines(stage.config)]))
+        return
     from wetok.train.plan import lines, plan
     from wetok.train.start import open_images
 
@@ -128,11 +146,17 @@ def _plan(stage: _Stage) -> None:
         _tell(f"  left out: {reason}")
 
 
-def _train(stage: _Stage, resume: bool, quiet: bool) -> Run:
+def _train(stage: _Stage, resume: bool, quiet: bool) -> Course[Any]:
+    from wetok.train.generator import GeneratorRun
     from wetok.train.loop import Run
 
     with _bar(quiet or not _is_first_process()) as progress:
-        run = Run(stage.config, stage.folder, _Screen(progress, stage.config.run.steps), resume)
+        screen = _Screen(progress, stage.config.run.steps)
+        run: Course[Any]
+        if isinstance(stage.config, TrainConfig):
+            run = Run(stage.config, stage.folder, screen, resume)
+        else:
+            run = GeneratorRun(stage.config, stage.folder, screen, resume)
         run.train()
     return run
 
@@ -213,11 +237,10 @@ class _Screen:
 
     def step(self, record: dict[str, Any]) -> None:
         loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
-        text = (
-            f"loss {loss}  {record['images_per_second']:.0f} img/s  "
-            f"usage {min(record['usage']):.0%}"
-        )
-        if record["dead_bits"]:
+        text = f"loss {loss}  {record['images_per_second']:.0f} img/s"
+        if "usage" in record:
+            text += f"  usage {min(record['usage']):.0%}"
+        if record.get("dead_bits"):
             text += f"  {record['dead_bits']} dead bits"
         if not self.seen:
             # The time left is reckoned from here: a resumed run did not do its first steps now.

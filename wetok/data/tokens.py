@@ -289,6 +289,26 @@ class TokenShards:
             reason = " ".join(str(error).split())[:200]
             raise WetokError(f"shard {str(path)!r} is damaged: {reason}") from None
 
+    def values(self, column: str) -> set[Any]:
+        """The different values of a column that was passed through; empty cells aside.
+
+        Raises:
+            WetokError: no such column, or a damaged shard.
+        """
+        names = self._schema.names[len(COLUMNS) :] if self._schema is not None else []
+        if column not in names:
+            listed = ", ".join(map(repr, names)) or "none"
+            raise WetokError(f"column {column!r} is not in the shards (passed through: {listed})")
+        found: set[Any] = set()
+        for path in self.paths:
+            try:
+                with self._parquet.ParquetFile(str(path), memory_map=True) as file:
+                    for batch in file.iter_batches(columns=[column]):
+                        found.update(batch.column(0).unique().to_pylist())
+            except (OSError, self._pyarrow.ArrowException) as error:
+                raise WetokError(f"shard {str(path)!r} is damaged: {_reason(error)}") from None
+        return found - {None}
+
     def order(self, seed: int, start: int = 0) -> Iterator[int]:
         """The endless shuffled sequence of record numbers that `seed` gives, from `start` on."""
         return interleaved([group.rows for group in self._groups], self._lanes, seed, start)

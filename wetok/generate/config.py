@@ -24,6 +24,7 @@ class GeneratorConfig(Settings):
     group_bits: int = Field(ge=1, le=MOST_BITS, description="d': an id lies in [0, 2^d')")
     grid: tuple[int, int] = Field(description="positions down and across")
     classes: int = Field(0, ge=0, description="classes to ask for; 0: unconditional")
+    class_names: tuple[str, ...] = Field((), description="of the classes, where they have any")
     width: int = Field(ge=8, description="channels of the transformer")
     depth: int = Field(ge=1, description="blocks over the positions")
     group_depth: int = Field(0, ge=0, description="autoregressive: blocks over the groups")
@@ -54,6 +55,10 @@ class GeneratorConfig(Settings):
             raise ValueError(
                 f"group_depth=0: with groups={self.groups} an autoregressive generator needs "
                 "blocks over the groups; give at least 1"
+            )
+        if self.class_names and len(self.class_names) != self.classes:
+            raise ValueError(
+                f"class_names has {len(self.class_names)} names for classes={self.classes}"
             )
         if self.kind == "masked" and self.group_depth:
             raise ValueError(f"group_depth={self.group_depth} is for autoregressive generators")

@@ -13,14 +13,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from wetok.generate.layers import Block
 from wetok.model.layers import ResidualBlock, Upsample
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
     """Cuts every parameter of `network` over all processes, in place.
 
-    Residual blocks and upsamplings are gathered one at a time when they run, everything else for
-    the whole pass. Forward passes must go through `network` itself.
+    Residual blocks, upsamplings and transformer blocks are gathered one at a time when they run,
+    everything else for the whole pass. Forward passes must go through `network` itself.
 
     Source: PyTorch's `fully_shard` (FSDP2), Zhao et al., "PyTorch FSDP", VLDB 2023.
     """
@@ -29,7 +30,7 @@ def shard(network: nn.Module, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in network.modules():
-        if isinstance(module, (ResidualBlock, Upsample)):
+        if isinstance(module, (ResidualBlock, Upsample, Block)):
             fully_shard(module, mesh=mesh)
     # Also after a pass that no backward pass follows, so that averages meet parts at all times.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)

@@ -67,7 +67,7 @@ def train_step(
     """
     gan, adversary, step = config.gan, state.adversary, state.step
     before = adversary.remembered() if adversary else []
-    terms = _Terms()
+    terms = Terms()
     ids: list[Tensor] = []
     reconstructions: list[Tensor] = []
 
@@ -75,7 +75,10 @@ def train_step(
     rate = schedule(state.optimizer, config.optimizer, step, config.run.steps)
     state.optimizer.zero_grad(set_to_none=True)
     for image, noise in parts:
-        with gradients_meet(state.called, len(ids) + 1 == len(parts)), _autocast(config, image):
+        with (
+            gradients_meet(state.called, len(ids) + 1 == len(parts)),
+            autocast(config.run.precision, image),
+        ):
             again, quantized = state.called(image, noise)
             _, codes, token_entropy, codebook_entropy, commitment = quantized
             judged = objective(image, again, commitment, token_entropy, codebook_entropy, step)
@@ -92,7 +95,7 @@ def train_step(
         ids.append(codes)
         reconstructions.append(again.detach())
     state.scaler.unscale_(state.optimizer)
-    terms.add(gradient_norm=_clip(state.network, config.optimizer.clip))
+    terms.add(gradient_norm=clip(state.network, config.optimizer.clip))
 
     # The discriminator: images real, the same reconstructions not.
     judging = gan is not None and step >= gan.start - gan.warmup
@@ -100,7 +103,10 @@ def train_step(
         schedule(state.judge_optimizer, gan.optimizer, step, config.run.steps)
         state.judge_optimizer.zero_grad(set_to_none=True)
         for index, ((image, _), again) in enumerate(zip(parts, reconstructions, strict=True)):
-            with gradients_meet(state.judge, index + 1 == len(parts)), _autocast(config, image):
+            with (
+                gradients_meet(state.judge, index + 1 == len(parts)),
+                autocast(config.run.precision, image),
+            ):
                 real, fake = state.judge(image), state.judge(again)
                 adversary.lecam.update(real, fake)
                 told = DISCRIMINATOR_LOSSES[gan.loss](real, fake)
@@ -110,7 +116,7 @@ def train_step(
             terms.add(discriminator=told, lecam=lecam)
             terms.add(logits_real=real.float().mean(), logits_fake=fake.float().mean())
         state.judge_scaler.unscale_(state.judge_optimizer)
-        terms.add(discriminator_gradient_norm=_clip(adversary, gan.optimizer.clip))
+        terms.add(discriminator_gradient_norm=clip(adversary, gan.optimizer.clip))
 
     means = terms.means()
     broken = first_broken(_telling(means, overflows=state.scaler.is_enabled()))
@@ -131,7 +137,7 @@ def train_step(
     return StepResult({"loss": means["loss"], **means}, torch.cat(ids), rate, broken)
 
 
-class _Terms:
+class Terms:
     """Scalars of every micro-batch, by name."""
 
     def __init__(self) -> None:
@@ -165,11 +171,12 @@ def _generator_weight(
     return factor * adaptive_weight(judged.reconstruction, generator, last, gan.weight, scale)
 
 
-def _clip(module: nn.Module, limit: float | None) -> Tensor:
+def clip(module: nn.Module, limit: float | None) -> Tensor:
     """Bounds the length of the gradient of `module`; returns what it was."""
     return everywhere(clip_grad_norm_(module.parameters(), limit or math.inf))
 
 
-def _autocast(config: TrainConfig, image: Tensor) -> torch.autocast:
-    dtype = DTYPES[config.run.precision]
-    return torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32)
+def autocast(precision: str, like: Tensor) -> torch.autocast:
+    """Mixed precision for a forward pass on the device of `like`."""
+    dtype = DTYPES[precision]
+    return torch.autocast(like.device.type, dtype, enabled=dtype != torch.float32)
