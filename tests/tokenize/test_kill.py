@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from PIL import Image
 
 import wetok
 from tests.tokenize.job import BROKEN, failed, files, model_folder, write_pictures
+from wetok.cli import main
 
 KILLS = int(os.environ.get("WETOK_KILLS", 0))
-IMAGES = int(os.environ.get("WETOK_IMAGES", 20_000 if KILLS else 1_200))
+IMAGES = int(os.environ.get("WETOK_IMAGES", 20_000 if KILLS else 480))
+PART = 128 if KILLS else 12
 ROOT = Path(wetok.__file__).parent.parent
 
 
@@ -92,10 +95,10 @@ def job(place: Path, request: pytest.FixtureRequest) -> tuple[list[Any], set[str
     if not KILLS:
         broken = write_pictures(place / "pictures", IMAGES, broken=9)
         model = model_folder(place / "model")
-        return [place / "pictures", "-m", model, "--size", 32, "--shard-size", 40], broken
+        return [place / "pictures", "-m", model, "--size", 32, "--shard-size", PART], broken
     photos = request.getfixturevalue("photos_dir")
     broken = write_crops(photos / "train", place / "pictures", IMAGES)
-    return [place / "pictures", "--size", 64, "--shard-size", 128], broken
+    return [place / "pictures", "--size", 64, "--shard-size", PART], broken
 
 
 def write_crops(photos: Path, folder: Path, count: int) -> set[str]:
@@ -124,9 +127,15 @@ def write_crops(photos: Path, folder: Path, count: int) -> set[str]:
 def whole(place: Path, job: tuple[list[Any], set[str]]) -> Path:
     """The output of a run that nothing befell, without decoding processes."""
     out = place / "whole"
-    run = Job(*job[0], "-o", out, "--workers", 0, told=place / "whole.txt")
-    assert run.wait() == 1, run.told.read_text()
+    assert here(*job[0], "-o", out, "--workers", 0) == 1
     return out
+
+
+def here(*words: object) -> int:
+    """The exit code of `wetok tokenize` in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(["tokenize", *map(str, words)])
+    return int(ended.value.code or 0)
 
 
 def parts(out: Path) -> int:
@@ -139,13 +148,16 @@ def wait_for(run: Job, reached: Callable[[], bool]) -> None:
 
 
 def test_whatever_is_killed_every_input_is_there_once(
-    place: Path, job: tuple[list[Any], set[str]], whole: Path
+    place: Path,
+    job: tuple[list[Any], set[str]],
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words, broken = job
     assert set(failed(whole)) == broken
     out, rng = place / "parts", random.Random(1)
     wanted = KILLS or 2
-    total = -(-IMAGES // (128 if KILLS else 40))
+    total = -(-IMAGES // PART)
     drivers = decoders = 0
     moments: list[tuple[str, int]] = []
     run = Job(*words, "-o", out, "--workers", 1, told=place / "parts.txt")
@@ -175,15 +187,15 @@ def test_whatever_is_killed_every_input_is_there_once(
         workers = rng.choice([0, 1, 2, 3]) if decoders >= wanted else rng.choice([1, 2, 3])
         run = Job(*words, "-o", out, "--workers", workers, told=place / "parts.txt")
     assert run.wait() == 1, run.told.read_text()
-    print(f"killed {drivers} drivers and {decoders} decoding processes at parts: {moments}")
-
     assert set(failed(out)) == broken
     mine, theirs = files(out), files(whole)
     assert mine.keys() == theirs.keys(), "nothing half written is left, nothing is missing"
     assert [name for name in mine if mine[name] != theirs[name]] == []
-    verified = Job("--verify", out, words[0], "--json", told=place / "verify.txt")
-    assert verified.wait() == 0, verified.told.read_text()
-    found = json.loads(verified.told.read_text())
+    with capsys.disabled() if KILLS else nullcontext():
+        print(f"killed {drivers} drivers and {decoders} decoding processes at parts: {moments}")
+    capsys.readouterr()
+    assert here("--verify", out, words[0], "--json") == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["with_source"]
     assert (found["inputs"], found["failed"]) == (IMAGES, len(broken))
     assert found["records"] == IMAGES - len(broken)
@@ -192,17 +204,21 @@ def test_whatever_is_killed_every_input_is_there_once(
 @pytest.mark.skipif(bool(KILLS), reason="one campaign at a time")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["terminated", "Ctrl-C"])
 def test_a_signal_ends_a_job_in_order(
-    place: Path, job: tuple[list[Any], set[str]], whole: Path, number: signal.Signals
+    place: Path,
+    job: tuple[list[Any], set[str]],
+    whole: Path,
+    number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And the folder is in use until then."""
     out = place / number.name
     run = Job(*job[0], "-o", out, "--workers", 1, told=place / f"{number.name}.txt")
     wait_for(run, lambda: parts(out) >= 2)
     if number == signal.SIGTERM:
-        other = Job(*job[0], "-o", out, told=place / "other.txt")
         run.process.send_signal(signal.SIGSTOP)  # so that it is not done before the other begins
-        assert other.wait() == 2
-        (line,) = other.told.read_text().splitlines()
+        capsys.readouterr()
+        assert here(*job[0], "-o", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
         assert "in use by another process" in line
         run.process.send_signal(signal.SIGCONT)
     run.children()
@@ -212,9 +228,8 @@ def test_a_signal_ends_a_job_in_order(
     assert "shards are done; the same command goes on" in told and "Traceback" not in told
     assert run.left() == []
     (done,) = {int(word) for word in told.replace(",", "").split() if word.isdecimal()} - {
-        -(-IMAGES // 40)
+        -(-IMAGES // PART)
     }
     assert done == parts(out) >= 2
-    again = Job(*job[0], "-o", out, "--workers", 2, told=run.told)
-    assert again.wait() == 1, again.told.read_text()
+    assert here(*job[0], "-o", out, "--workers", 2) == 1
     assert files(out) == files(whole)

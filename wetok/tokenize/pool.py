@@ -29,7 +29,9 @@ TRIES = 2
 """How many processes an image may cost."""
 SECONDS = 300.0
 """How long an image may take before its process is ended."""
-_DEPTH = 8  # images handed to a process at a time: it never waits for the next
+_DEPTH = 16  # images that a process has been handed: it never waits for the next
+# Small images are sent together: else waking up for each costs as much as decoding it.
+_GROUP, _GROUP_BYTES, _GROUP_SECONDS = 8, 2**22, 0.05
 _HOPELESS = 5  # processes that ended one after another before they had done anything
 
 
@@ -42,8 +44,8 @@ class _Task(NamedTuple):
 class DecodePool:
     """Decodes items in `workers` processes of their own, or (0) in the caller's.
 
-    Memory: a decoded image in each process, and `ahead` of them here. When whoever takes the
-    images is slow, the processes wait. They end with this one, however it ends.
+    Memory: some decoded images (up to 8, or 4 MB) in each process, and `ahead` of them here. When
+    whoever takes the images is slow, the processes wait. They end with this one, however it ends.
 
     Args:
         reader, preprocessing: what `wetok.tokenize.work.decode` takes.
@@ -66,7 +68,7 @@ class DecodePool:
         self._count, self._ahead = workers, ahead
         self._context = processes.begin() if workers else None
         self._workers: list[_Worker] = []
-        self._queue: Queue[Any] = Queue(max(1, ahead))
+        self._queue: Queue[Any] = Queue(max(1, ahead // _GROUP))
         self._stopped = False
         self._thread: Thread | None = None
         self.deaths = 0
@@ -97,7 +99,7 @@ class DecodePool:
                 return
             if isinstance(found, BaseException):
                 raise found
-            yield found
+            yield from found
 
     def close(self) -> None:
         """Ends the processes. Calling it twice is fine."""
@@ -131,8 +133,8 @@ class DecodePool:
         self._workers += [self._start() for _ in range(self._count)]
         while not self._stopped:
             for worker in self._workers:
-                while len(worker.pending) < _DEPTH and (task := tasks.next()) is not None:
-                    worker.give(task)
+                if len(worker.pending) <= _DEPTH // 2:
+                    worker.give(tasks.some(_DEPTH - len(worker.pending)))
             if not any(worker.pending for worker in self._workers):
                 return  # and there are no more tasks
             waited: list[Any] = [worker.connection for worker in self._workers]
@@ -143,8 +145,8 @@ class DecodePool:
                 dead = worker.process.sentinel in ready
                 if worker.connection in ready or dead:
                     answers = worker.answers(until_end=dead)
-                    for task, outcome in answers:
-                        self._put((task.ticket, outcome))
+                    if answers:
+                        self._put([(task.ticket, outcome) for task, outcome in answers])
                     worker.since = time.monotonic()
                     in_vain = 0 if answers else in_vain
                 if not dead and worker.is_stuck(self._seconds):
@@ -174,7 +176,7 @@ class DecodePool:
                 reason = (
                     f"image {culprit.item.key!r}: decoding it ended {TRIES} processes ({cause})"
                 )
-                self._put((culprit.ticket, Failed(reason)))
+                self._put([(culprit.ticket, Failed(reason))])
         tasks.give_back(worker.pending)
 
     def _start(self) -> _Worker:
@@ -208,6 +210,12 @@ class _Tasks:
             return _Task(number, ticket, item)
         return self._suspects.popleft()[1] if self._suspects else None
 
+    def some(self, most: int) -> list[_Task]:
+        found: list[_Task] = []
+        while len(found) < most and (task := self.next()) is not None:
+            found.append(task)
+        return found
+
     def give_back(self, tasks: Iterable[_Task]) -> None:
         self._again.extend(tasks)
 
@@ -235,26 +243,27 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def give(self, task: _Task) -> None:
-        self.pending.append(task)
-        with suppress(OSError):  # it is dead, which will be noticed
-            self.connection.send((task.number, task.item))
+    def give(self, tasks: list[_Task]) -> None:
+        self.pending.extend(tasks)
+        if tasks:
+            with suppress(OSError):  # it is dead, which will be noticed
+                self.connection.send([(task.number, task.item) for task in tasks])
 
     def answers(self, until_end: bool) -> list[tuple[_Task, Decoded | Failed]]:
-        """What it has sent: one answer, or all that there is."""
+        """What it has sent: one group of answers, or all that there is."""
         found: list[tuple[_Task, Decoded | Failed]] = []
         try:
             while (until_end or not found) and self.connection.poll():
-                outcome = self.connection.recv()
-                found.append((self.pending.popleft(), outcome))
+                for outcome in self.connection.recv():
+                    found.append((self.pending.popleft(), outcome))
         except (EOFError, OSError):  # dead, perhaps within an answer
             pass
         return found
 
     def culprit(self) -> _Task | None:
         """The task that the process was at when it died."""
-        first = self.pending[0] if self.pending else None
-        return first if first is not None and self._busy.value == first.number + 1 else None
+        at = self._busy.value - 1
+        return next((task for task in self.pending if task.number == at), None)
 
     def is_stuck(self, seconds: float) -> bool:
         return self.culprit() is not None and time.monotonic() - self.since > seconds
@@ -279,10 +288,22 @@ class _Worker:
 def _serve(connection: Connection, reader: Reader, preprocessing: Preprocessing, busy: Any) -> None:
     """The life of a process: it ends when the other end of the connection is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that has started it
+    tasks: deque[tuple[int, Item]] = deque()
+    group: list[Decoded | Failed] = []
+    size, begun = 0, 0.0
     with suppress(EOFError, OSError):
         while True:
-            number, item = connection.recv()
+            if not tasks:
+                tasks.extend(connection.recv())
+            number, item = tasks.popleft()
+            begun = begun if group else time.monotonic()
             busy.value = number + 1
             outcome = decode(item, reader, preprocessing)
             busy.value = 0
-            connection.send(outcome)
+            group.append(outcome)
+            if isinstance(outcome, Decoded):
+                size += sum(view.nbytes for view in outcome.views)
+            late = time.monotonic() - begun > _GROUP_SECONDS
+            if not tasks or len(group) >= _GROUP or size >= _GROUP_BYTES or late:
+                connection.send(group)
+                group, size = [], 0
