@@ -23,13 +23,13 @@ def test_adam_by_hand(decay: float) -> None:
     """Kingma and Ba's algorithm 1 with betas (0.5, 0.9); decay apart from it (AdamW)."""
     settings = config(lr=0.01, weight_decay=decay)
     assert settings.betas == (0.5, 0.9)
-    start = np.array([1.0, -2.0, 0.5])
+    start = np.array([[1.0, -2.0, 0.5]])
     parameter = nn.Parameter(torch.tensor(start, dtype=torch.float64))
     optimizer = build_optimizer(settings, [parameter])
-    x, m, v = start.copy(), np.zeros(3), np.zeros(3)
+    x, m, v = start.copy(), np.zeros((1, 3)), np.zeros((1, 3))
     rng = np.random.default_rng(0)
     for t in range(1, 8):
-        gradient = rng.standard_normal(3)
+        gradient = rng.standard_normal((1, 3))
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
         x *= 1 - 0.01 * decay
@@ -37,6 +37,19 @@ def test_adam_by_hand(decay: float) -> None:
         v = 0.9 * v + 0.1 * gradient**2
         x -= 0.01 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8)
         assert parameter.detach().numpy() == pytest.approx(x, rel=1e-12)
+
+
+def test_vectors_do_not_decay() -> None:
+    """Biases and scales of norms: Adam's step alone, whatever the schedule sets."""
+    settings = config(lr=0.01, weight_decay=0.5)
+    matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer(settings, [matrix, vector])
+    for parameter in (matrix, vector):
+        parameter.grad = torch.zeros_like(parameter)
+    rate = schedule(optimizer, settings, 0, 10)
+    optimizer.step()
+    assert torch.equal(vector, torch.ones(2))
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 2), 1 - rate * 0.5))
 
 
 def test_constant_is_the_default() -> None:

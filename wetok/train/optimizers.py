@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from wetok.config import OptimizerConfig
 
+_UNDECAYED = "undecayed"
+
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.AdamW:
-    """Adam, with decoupled decay where `weight_decay` is set; `schedule` sets its rate."""
+    """Adam, with decoupled decay where `weight_decay` is set; `schedule` sets its rate.
+
+    Decay is for matrices and kernels: not for biases and the scales of norms, as is usual.
+    """
+    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    if config.weight_decay:
+        every = groups[0]["params"]
+        groups = [
+            {"params": [p for p in every if p.ndim >= 2]},
+            {"params": [p for p in every if p.ndim < 2], _UNDECAYED: True},
+        ]
     return torch.optim.AdamW(
-        parameters,
+        [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
@@ -33,7 +46,8 @@ def schedule(
     """
     rate = learning_rate(config, step, steps)
     for group in optimizer.param_groups:
-        group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
+        decay = 0.0 if group.get(_UNDECAYED) else config.weight_decay
+        group.update(lr=rate, betas=config.betas, weight_decay=decay)
     return rate
 
 
