@@ -25,7 +25,14 @@ from wetok.commands.ablation.matrix import run_matrix
 from wetok.commands.ablation.results import read_results, write_result
 from wetok.commands.ablation.runs import Job
 from wetok.commands.ablation.scoring import StandInSystem, as_bytes
-from wetok.commands.ablation.variants import QUESTIONS, STAND_INS, VARIANTS, chosen, stand_in
+from wetok.commands.ablation.variants import (
+    QUESTIONS,
+    STAND_INS,
+    VARIANTS,
+    Claim,
+    chosen,
+    stand_in,
+)
 from wetok.config import WetokError
 from wetok.data.images import load_image
 from wetok.evaluate.pixels import psnr
@@ -327,12 +334,28 @@ def test_differences_are_taken_seed_by_seed() -> None:
         ([0.1, -0.2, 0.3], False, "unclear"),
         ([0.0, 0.1], False, "unclear"),
         ([0.1], False, "unclear"),
+        ([0.1, 0.1, 2.0], False, "unclear"),  # by no more than twice the standard error
     ],
 )
 def test_a_verdict_takes_all_seeds(
     changes: list[float], lower_is_better: bool, wanted: str
 ) -> None:
     assert report.verdict(changes, lower_is_better) == wanted
+
+
+def test_claims_are_answered_by_the_numbers() -> None:
+    result = made_result({"groups-2": [10, 20, 30], "rate-cosine": [11, 21, 32]})
+    worse = Claim("rate-cosine", "groups-2", "worse")
+    line = report.claim_line(result, worse)
+    assert line == (
+        "- warm-up and cosine, worse than GQ, g = 2 (d' = 8)? PSNR (dB) +1.33 ± 0.58: "
+        "**disagrees**; LPIPS-vgg -1.333 ± 0.577: **disagrees**."
+    )
+    better = Claim("rate-cosine", "groups-2", "better", ("psnr", "ssim"))
+    line = report.claim_line(result, better)
+    assert line is not None
+    assert line.endswith("+1.33 ± 0.58: agrees; SSIM +0.000 ± 0.000: can't be told.")
+    assert report.claim_line(result, Claim("vq", "groups-2", "worse")) is None
 
 
 def test_one_seed_has_no_spread() -> None:

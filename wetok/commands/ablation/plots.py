@@ -70,7 +70,7 @@ def _entropy(pyplot: Any, result: Result) -> Any:
 
 
 def _approximation(pyplot: Any, result: Result) -> Any:
-    figure, axis = pyplot.subplots(figsize=(7.5, 4.2), constrained_layout=True)
+    figure, axis = pyplot.subplots(figsize=(7.5, 5.0), constrained_layout=True)
     for kind, says in KINDS.items():
         records = [r for r in result["records"] if r["kind"] == kind]
         if not records:
@@ -83,7 +83,7 @@ def _approximation(pyplot: Any, result: Result) -> Any:
     axis.set_xticks([2, 3, 4, 6, 8, 12, 16], [2, 3, 4, 6, 8, 12, 16])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

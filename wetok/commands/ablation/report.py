@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from wetok.checkpoint import written_beside
 from wetok.commands.ablation.entropies import FORMS
 from wetok.commands.ablation.grouping import KINDS
-from wetok.commands.ablation.variants import QUESTIONS, VARIANTS, Question
+from wetok.commands.ablation.variants import QUESTIONS, VARIANTS, Claim, Question
 from wetok.config import WetokError
 
 LOOK = {  # score -> title, decimals, whether less is better
@@ -54,14 +54,17 @@ def differences(result: Result, variant: str, baseline: str, score: str) -> list
 
 
 def verdict(changes: Sequence[float], lower_is_better: bool) -> str:
-    """`better` or `worse` than the baseline where all seeds say so, else `unclear`."""
-    if all(change == 0 for change in changes) or len(changes) < 2:
+    """`better` or `worse` than the baseline, or `unclear`.
+
+    It is clear where every seed says the same and the mean is above twice its standard error.
+    """
+    if len(changes) < 2:
         return "unclear"
-    if all(change < 0 for change in changes):
-        return "better" if lower_is_better else "worse"
-    if all(change > 0 for change in changes):
-        return "worse" if lower_is_better else "better"
-    return "unclear"
+    mean, deviation = Spread.of(changes)
+    same = all(change < 0 for change in changes) or all(change > 0 for change in changes)
+    if not same or abs(mean) <= 2 * deviation / math.sqrt(len(changes)):
+        return "unclear"
+    return "better" if (mean < 0) == lower_is_better else "worse"
 
 
 def scores_here(result: Result) -> list[str]:
@@ -92,6 +95,30 @@ def question_table(result: Result, question: Question) -> str:
         least = fmean(min(run["byte_usage"]) for run in runs)
         rows.append([*cells, used.text(1), f"{least:.0%}"])
     return markdown(head, rows)
+
+
+def claim_line(result: Result, claim: Claim) -> str | None:
+    """Whether a claim of the paper holds here, score by score; None where it was not tried."""
+    judged = []
+    for score in claim.scores:
+        if score not in scores_here(result):
+            continue
+        title, digits, lower = LOOK[score]
+        changes = differences(result, claim.variant, claim.against, score)
+        if not changes:
+            return None
+        found = verdict(changes, lower)
+        agrees = {claim.expected: "agrees", "unclear": "can't be told"}.get(found, "**disagrees**")
+        judged.append(f"{title} {Spread.of(changes).text(digits, sign=True)}: {agrees}")
+    variant, against = VARIANTS[claim.variant].says, VARIANTS[claim.against].says
+    return f"- {variant}, {claim.expected} than {against}? {'; '.join(judged)}."
+
+
+def answers(result: Result, question: Question) -> str:
+    """The table of a question, and below it what became of the paper's claims."""
+    lines = [line for claim in question.claims if (line := claim_line(result, claim))]
+    table = question_table(result, question)
+    return f"{table}\n\nThe paper's claims:\n\n" + "\n".join(lines) if lines else table
 
 
 # The entropies
@@ -194,7 +221,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         made["approximation"] = approximation_table(results["approximation"])
     if "training" in results:
         for question in QUESTIONS:
-            made[question.name] = question_table(results["training"], question)
+            made[question.name] = answers(results["training"], question)
     return made
 
 
