@@ -75,7 +75,8 @@ def connected(address: str | None, debug: bool = False) -> Iterator[Any]:
     try:
         with _own_signals():
             try:
-                ray.init(**options)
+                with _silent(debug):
+                    ray.init(**options)
             except (Exception, SystemExit) as error:
                 what = f"no cluster at {address!r} can be reached" if address else "Ray can't start"
                 raise WetokError(f"{what}: {' '.join(str(error).split())[:200]}") from None
@@ -97,6 +98,22 @@ def _own_environment(address: str | None, debug: bool) -> dict[str, str]:
     if not debug:
         values["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     return {name: value for name, value in values.items() if name not in os.environ}
+
+
+@contextmanager
+def _silent(debug: bool) -> Iterator[None]:
+    """Nothing reaches stderr, from whatever language."""
+    if debug:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _quiet(debug: bool) -> None:
