@@ -67,7 +67,9 @@ class Job:
 
     def left(self) -> list[psutil.Process]:
         """Of all processes that it has had, those that are still there."""
-        _, alive = psutil.wait_procs(list(self.seen.values()), timeout=20)
+        _, alive = psutil.wait_procs(
+            list(self.seen.values()), timeout=90
+        )  # a start is gone through first
         return [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
     def wait(self) -> int:
