@@ -46,6 +46,7 @@ def cluster() -> Iterator[Any]:
     patch = pytest.MonkeyPatch()
     for name, value in ray_cluster._LOCAL.items():
         patch.setenv(name, value)
+    patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)  # loopback, as _LOCAL
     patch.setenv("RAY_AUTH_MODE", "disabled")
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
