@@ -39,6 +39,8 @@ from wetok.tokenize.views import Preprocessing
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'wetok[scale]'")
 pytest.importorskip("ray.data", reason="ray[data] is not installed: pip install 'wetok[scale]'")
 
+LONG = bool(os.environ.get("WETOK_RAY"))
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
@@ -146,7 +148,7 @@ def test_batches_and_views_give_the_same_bytes(
     assert verify(Output(tmp_path / "there"), inputs).ok
 
 
-@pytest.mark.skipif(bool(KILLS), reason="one campaign at a time")
+@pytest.mark.skipif(not LONG, reason="minutes on a busy machine: set WETOK_RAY=1")
 def test_a_node_an_encoder_and_what_decodes_die(
     cluster: Any, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +181,7 @@ def test_a_node_an_encoder_and_what_decodes_die(
     assert verify(Output(tmp_path / "there"), inputs).ok
 
 
-@pytest.mark.skipif(bool(KILLS), reason="one campaign at a time")
+@pytest.mark.skipif(not LONG, reason="minutes on a busy machine: set WETOK_RAY=1")
 def test_a_driver_killed_goes_on_with_either_engine(
     cluster: Any, tmp_path: Path, tokenizer: Tokenizer, capfd: pytest.CaptureFixture[str]
 ) -> None:
