@@ -386,7 +386,7 @@ def test_sizes_and_times_read_well() -> None:
         "2 MB",
         "1.5 GB",
         "30 GB",
-        "4,500 TB",
+        "4.5 PB",
     ]
     assert [report._time(s) for s in (0.0012, 0.5, 90, 9000, 1e6, 1e9)] == [
         "1.2 ms",

@@ -147,7 +147,7 @@ def _footprint(record: Result | None) -> str:
 
 
 def _size(count: float) -> str:
-    for unit, name in ((1e12, "TB"), (1e9, "GB")):
+    for unit, name in ((1e18, "EB"), (1e15, "PB"), (1e12, "TB"), (1e9, "GB")):
         if count >= unit:
             return f"{count / unit:,.{1 if count < 10 * unit else 0}f} {name}"
     return f"{count / 1e6:.0f} MB" if count >= 1e6 else "under 1 MB"
