@@ -36,7 +36,7 @@ def command(
         typer.Option(help="Model to decode with, where the generator's note does not lead to it."),
     ] = None,
     file_format: Annotated[
-        str, typer.Option("--format", help="png, or wetok (tokens, for wetok decode).")
+        str, typer.Option("--format", help="png, or wetok: files of tokens.")
     ] = "png",
     temperature: Annotated[
         str, typer.Option(help="Below 1: likelier images; one for all groups, or one each.")
