@@ -40,7 +40,7 @@ RECIPES = Path("recipes/ablation")
 @app.command()
 def entropy(
     out: Out = OUT,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each measurement.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each measurement.")] = 1,
     most: Annotated[
         float, typer.Option("--memory", min=0.1, help="GB that dense tables may take.")
     ] = 4.0,
@@ -124,7 +124,7 @@ def everything(
     """
     _train(train, val, settings, out, seeds, jobs, threads, None, recipes)
     approximation(val, out, seeds)
-    entropy(out, jobs * threads)
+    entropy(out)
     _show(out, docs)
 
 
