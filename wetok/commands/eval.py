@@ -55,6 +55,13 @@ def command(
     fid_weights: Annotated[
         Path | None, typer.Option(help="File of the FID network, instead of the cached one.")
     ] = None,
+    generated: Annotated[
+        Path | None,
+        typer.Option(
+            help="Samples (a folder, or .npz of wetok generate) to compare as a set with --data or "
+            "--reference; no model is run."
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(min=0, help="Of a generative decoder's noise, from 0 on.  [default: 0]"),
@@ -105,6 +112,25 @@ def command(
     from wetok.evaluate.protocols import protocol as find_protocol
     from wetok.evaluate.report import check_folder, write_report
 
+    if generated is not None:
+        from wetok.commands.generated import score_generated
+
+        given = {"-m": model, "--lpips": lpips, "--samples": samples, "--verify": verify}
+        given |= {"--report": report, "--save-reference": save_reference, "--seed": seed}
+        for name, value in given.items():
+            if value is not None:
+                raise WetokError(f"{name} means nothing with --generated: it scores no model")
+        score_generated(
+            generated,
+            [str(path) for path in data or []],
+            reference or [],
+            protocol or DEFAULT_PROTOCOL,
+            frechet,
+            fid_weights,
+            receipt,
+            as_json,
+        )
+        return
     asked: dict[str, Any] = {
         "data": [str(path) for path in data or []],
         "model": model,
