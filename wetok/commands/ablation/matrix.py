@@ -50,10 +50,14 @@ def run_matrix(
         known = {(run["variant"], run["seed"]): run for run in result["runs"]}
         new = [job for job in jobs if _is_new(job, known.get((job.variant.name, seed)))]
         if new:
+            before = torch.get_num_threads()
             torch.set_num_threads(at_once * threads)
-            for record in score(new, val, looks):
-                scored = record.pop("scored")
-                known[record["variant"], seed] = record
+            try:
+                for record in score(new, val, looks):
+                    scored = record.pop("scored")
+                    known[record["variant"], seed] = record
+            finally:
+                torch.set_num_threads(before)
             runs = [known[key] for key in sorted(known)]
             result = write_result(out, PART, {"scored": scored, "runs": runs})
             tell(f"seed {seed}: {len(new)} variants scored")
