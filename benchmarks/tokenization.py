@@ -101,9 +101,11 @@ def alone(tokenizer: Any, images: list[Any], seconds: float) -> tuple[int, float
 def job(folder: Path, out: Path, side: int, seconds: float) -> dict[str, Any]:
     """One set, in this process."""
     import wetok
+    from wetok.memory import keep_freed_memory
     from wetok.tokenize import processes
 
-    processes.begin()  # as the command does, before the model is loaded
+    keep_freed_memory()  # as the command does; the encoder alone gains from it as well
+    processes.begin()  # before the model is loaded
     import numpy as np
     import psutil
     import torch

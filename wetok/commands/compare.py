@@ -99,7 +99,9 @@ def command(
     from wetok.evaluate.others import open_system
     from wetok.evaluate.processes import joined
     from wetok.evaluate.protocols import protocol as find_protocol
+    from wetok.memory import keep_freed_memory
 
+    keep_freed_memory()
     if not data:
         raise WetokError(
             "--data is missing: name a folder of photographs (see wetok compare --help)"

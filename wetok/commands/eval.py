@@ -111,7 +111,9 @@ def command(
     from wetok.evaluate.processes import joined
     from wetok.evaluate.protocols import protocol as find_protocol
     from wetok.evaluate.report import check_folder, write_report
+    from wetok.memory import keep_freed_memory
 
+    keep_freed_memory()
     if generated is not None:
         from wetok.commands.generated import score_generated
 

@@ -129,8 +129,10 @@ def command(
     Example: wetok tokenize photos -o tokens --size 256
     """
     from wetok.config import WetokError
+    from wetok.memory import keep_freed_memory
     from wetok.tokenize import processes
 
+    keep_freed_memory()
     if verify is None and workers != 0 and sources:
         processes.begin()  # ready by the time that the model is
     from wetok.tokenize.inputs import open_inputs

@@ -53,11 +53,14 @@ def command(
 
     Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos data.val=null
     """
+    from wetok.memory import keep_freed_memory
+
     stages = _stages(arguments, out)
     if dry_run:
         for stage in stages:
             _plan(stage)
         return
+    keep_freed_memory()
     for stage in stages:
         is_last = stage is stages[-1]
         if resume and _is_done(stage) and not is_last:
