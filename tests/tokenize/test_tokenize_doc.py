@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -52,3 +53,15 @@ def test_tables() -> None:
     assert pool.SECONDS == 300 and "five minutes" in TEXT
     assert pool.TRIES == 2 and "tried once more" in TEXT
     assert plan.PART_SIZE == 1024
+
+
+def test_the_speed_is_the_benchmarks() -> None:
+    root = Path(__file__).parents[2]
+    (file,) = (root / "benchmarks" / "results").glob("tokenization-*.json")
+    for one in json.loads(file.read_text("utf-8"))["sets"]:
+        row = (
+            f"| {one['side']} x {one['side']} | {one['images']:,} | {one['images_per_second']:.1f} "
+            f"| {one['alone_images_per_second']:.1f} | {one['share']:.2f} |"
+        )
+        assert row in TEXT
+        assert one["share"] >= 0.85
