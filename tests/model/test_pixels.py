@@ -156,3 +156,26 @@ def test_a_large_file_is_upright_and_whole(tmp_path: Path, monkeypatch: pytest.M
     cut.write_bytes(cut.read_bytes()[:2000])
     with pytest.raises(WetokError, match="truncated or damaged"):
         open_image(cut, unlimited=True)
+
+
+@pytest.mark.parametrize("output", ["pil", "uint8", "float"])
+def test_a_picture_is_the_same_a_few_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, output: Any
+) -> None:
+    bands = [
+        torch.randn(1, 3, rows, 24, generator=torch.Generator().manual_seed(rows))
+        for rows in (16, 9, 16)
+    ]
+    results = []
+    for at_once in (1 << 20, 50, 1):
+        monkeypatch.setattr(pixels, "_AT_ONCE", at_once)
+        picture, top = Picture((38, 21), output, torch.device("cpu")), 0
+        for band in bands:
+            picture.put(top, band)
+            top += band.shape[2]
+        results.append(np.asarray(picture.result()))
+    assert results[0].shape == ((38, 21, 3) if output == "pil" else (3, 38, 21))
+    wanted = torch.cat(bands, 2)[0, :, :38, :21].clamp(-1, 1).numpy()
+    if output == "float":
+        np.testing.assert_array_equal(results[0], wanted)
+    assert all(np.array_equal(results[0], one) for one in results[1:])

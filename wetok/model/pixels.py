@@ -20,6 +20,9 @@ from wetok.model.layers import space_to_depth
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
 Output: TypeAlias = Literal["pil", "uint8", "float"]
 
+_AT_ONCE = 1 << 20
+"""Pixels that a `Picture` converts at a time."""
+
 TILED_MAX_PIXELS = 2**31
 """Of a file that is tiled on request; Pillow holds it in four bytes a pixel."""
 _ORIENTATION = 0x0112
@@ -77,14 +80,16 @@ class Picture:
     def put(self, top: int, band: Tensor) -> None:
         """Rows from `top` on; band [1,3,rows,W'], which may reach beyond the true size."""
         height, width = self._size
-        band = band[0, :, : max(0, height - top), :width].clamp(-1, 1)
-        if not band.numel():
-            return
-        if self._pil is not None:
-            self._pil.paste(to_pil(band)[0], (0, top))
-        else:
-            pixels = to_uint8(band) if self._output == "uint8" else band
-            self._tensor[:, top : top + band.shape[1]] = pixels
+        band = band[0, :, : max(0, height - top), :width]
+        # A few rows at a time, for what stands between floats and pixels is as large as they are.
+        for rows in band.split(max(1, _AT_ONCE // width), dim=1) if band.numel() else ():
+            part = rows.clamp(-1, 1)
+            if self._pil is not None:
+                self._pil.paste(to_pil(part)[0], (0, top))
+            else:
+                pixels = to_uint8(part) if self._output == "uint8" else part
+                self._tensor[:, top : top + part.shape[1]] = pixels
+            top += part.shape[1]
 
     def result(self) -> Any:
         """A PIL image, or a tensor [3,H,W]."""
