@@ -58,7 +58,7 @@ def command(
     generated: Annotated[
         Path | None,
         typer.Option(
-            help="Samples (a folder, or .npz of wetok generate) to compare as a set with --data or "
+            help="Samples (a folder or a .npz file) to compare as a set with --data or "
             "--reference; no model is run."
         ),
     ] = None,
