@@ -196,6 +196,9 @@ def test_what_does_not_fit(tmp_path: Path, tokens: Path, tokenizer: Path) -> Non
         recipe(tokens, tokenizer, generator__size="B")
     with pytest.raises(WetokError, match="run.accumulate=4 must divide tokens.batch=6"):
         recipe(tokens, tokenizer, run__accumulate=4)
+    for name in ("activation_checkpointing", "channels_last"):
+        with pytest.raises(WetokError, match="are for tokenizers; leave them out"):
+            recipe(tokens, tokenizer, **{f"run__{name}": True})
     with pytest.raises(WetokError, match="tokens.train: "):
         GeneratorRun(recipe(tokens, tokenizer, tokens__train="nowhere"), tmp_path / "a", Silent())
     with pytest.raises(WetokError, match="holds no run to --resume"):

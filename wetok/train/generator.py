@@ -25,8 +25,8 @@ from wetok.train.generator_config import GeneratorTrainConfig
 from wetok.train.generator_step import Learner, generator_step
 from wetok.train.samples import write_picture
 from wetok.train.sharding import whole
-from wetok.train.start import naming
-from wetok.train.state import TrainState, checkpoints
+from wetok.train.start import naming, newest_checkpoint
+from wetok.train.state import TrainState
 from wetok.train.step import StepResult
 from wetok.train.token_data import Classes, TokenBatch, TokenStream, batch_of
 
@@ -49,7 +49,7 @@ class GeneratorRun(Course[Learner]):
         self, config: GeneratorTrainConfig, folder: Path, watcher: Watcher, resume: bool = False
     ) -> None:
         super().__init__(config, folder, watcher)
-        newest = _newest(folder, resume)
+        newest = newest_checkpoint(folder, resume)
         run, tokens = config.run, config.tokens
         if tokens.batch % (run.accumulate * self.processes.world):
             raise WetokError(
@@ -203,18 +203,6 @@ class GeneratorRun(Course[Learner]):
 
 def _paths(given: str | tuple[str, ...]) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
-
-
-def _newest(folder: Path, resume: bool) -> Path | None:
-    found = checkpoints(folder / "checkpoints")
-    if found and not resume:
-        raise WetokError(
-            f"out={folder} holds a run ({found[-1].name}): go on with --resume, or name "
-            "another --out"
-        )
-    if resume and not found:
-        raise WetokError(f"out={folder} holds no run to --resume: start without it")
-    return found[-1] if resume else None
 
 
 def _check_same(folder: Path, shape: dict[str, object]) -> None:

@@ -94,6 +94,11 @@ class GeneratorTrainConfig(RunSettings):
         run = self.run
         if self.gan is not None or run.freeze or run.init:
             raise ValueError("gan, run.freeze and run.init are for tokenizers; leave them out")
+        if run.activation_checkpointing or run.channels_last:
+            raise ValueError(
+                "run.activation_checkpointing and run.channels_last are for tokenizers; leave them "
+                "out"
+            )
         if self.tokens.batch % run.accumulate:
             raise ValueError(
                 f"run.accumulate={run.accumulate} must divide tokens.batch={self.tokens.batch}"

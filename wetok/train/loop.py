@@ -57,7 +57,9 @@ class Run(Course[TokenizerNetwork]):
     ) -> None:
         super().__init__(config, folder, watcher)
         self._stand_in, self.exports = quantizer, quantizer is None
-        newest = start.newest_checkpoint(config, folder, resume)
+        newest = start.newest_checkpoint(folder, resume)
+        if newest is not None:
+            start.check_same_model(config, folder)
         self.source = start.open_images(config)
         start.check_shares(config, self.processes.world)
         self.lpips = start.perceptual_network(config)

@@ -22,12 +22,11 @@ from wetok.train.state import checkpoints
 from wetok.weights import find
 
 
-def newest_checkpoint(config: TrainConfig, folder: Path, resume: bool) -> Path | None:
+def newest_checkpoint(folder: Path, resume: bool) -> Path | None:
     """The checkpoint to go on from; None for a run that begins.
 
     Raises:
-        WetokError: a run is in the folder and `resume` is not given, or none is and it is, or it
-            is one of another model.
+        WetokError: a run is in the folder and `resume` is not given, or none is and it is.
     """
     found = checkpoints(folder / "checkpoints")
     if found and not resume:
@@ -35,17 +34,19 @@ def newest_checkpoint(config: TrainConfig, folder: Path, resume: bool) -> Path |
             f"out={folder} holds a run ({found[-1].name}): go on with --resume, or name "
             "another --out"
         )
-    if not resume:
-        return None
-    if not found:
+    if resume and not found:
         raise WetokError(f"out={folder} holds no run to --resume: start without it")
+    return found[-1] if resume else None
+
+
+def check_same_model(config: TrainConfig, folder: Path) -> None:
+    """Raises WetokError where the run in `folder` is one of another model."""
     before = _model_of(folder / "config.json")
     if before is not None and before != config.model:
         raise WetokError(
             f"out={folder} holds a run of another model: "
             f"{_differences(before, config.model)}; resume it with its own recipe"
         )
-    return found[-1]
 
 
 def check_shares(config: TrainConfig, world: int) -> None:
