@@ -84,7 +84,7 @@ def recipe(tokens: Path, tokenizer: Path, **changes: Any) -> GeneratorTrainConfi
 @pytest.mark.parametrize("kind", ["autoregressive", "masked"])
 def test_a_generator_learns(tmp_path: Path, tokens: Path, tokenizer: Path, kind: str) -> None:
     config = recipe(
-        tokens, tokenizer, generator__kind=kind, run__steps=150, run__validate_every=150
+        tokens, tokenizer, generator__kind=kind, run__steps=300, run__validate_every=300
     )
     run = GeneratorRun(config, tmp_path / "run", Silent())
     assert run.train()
@@ -97,7 +97,7 @@ def test_a_generator_learns(tmp_path: Path, tokens: Path, tokenizer: Path, kind:
     generator, name = load_generator(tmp_path / "run/model")
     assert name == "run" and generator.config.class_names == tuple(NAMES)
     assert generator.config.fingerprint == run.shards.about.fingerprint
-    assert (tmp_path / "run/samples/step-00000150.png").exists()
+    assert (tmp_path / "run/samples/step-00000300.png").exists()
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "masked"])

@@ -50,20 +50,9 @@ def command(
     protocol: Annotated[
         str, typer.Option(help="modern-256, original or paper-256; as eval has them.")
     ] = "modern-256",
-    lpips: Annotated[
-        list[str] | None,
-        typer.Option(help="LPIPS network, alex, vgg or none; repeatable.  [default: those here]"),
-    ] = None,
-    frechet: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Frechet distance, rfid, rfid-torch-fidelity, fd-vgg or none; repeatable.  "
-            "[default: rfid if its network is here, else fd-vgg if that is]"
-        ),
-    ] = None,
-    fid_weights: Annotated[
-        Path | None, typer.Option(help="File of the FID network, instead of the cached one.")
-    ] = None,
+    lpips: options.Lpips = None,
+    frechet: options.Frechet = None,
+    fid_weights: options.FidWeights = None,
     seed: options.Seed = 0,
     out: Annotated[
         Path | None,

@@ -41,20 +41,9 @@ def command(
             f"the released evaluation).  [default: {DEFAULT_PROTOCOL}]"
         ),
     ] = None,
-    lpips: Annotated[
-        list[str] | None,
-        typer.Option(help="LPIPS network, alex, vgg or none; repeatable.  [default: those here]"),
-    ] = None,
-    frechet: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Frechet distance, rfid, rfid-torch-fidelity, fd-vgg or none; repeatable.  "
-            "[default: rfid if its network is here, else fd-vgg if that is]"
-        ),
-    ] = None,
-    fid_weights: Annotated[
-        Path | None, typer.Option(help="File of the FID network, instead of the cached one.")
-    ] = None,
+    lpips: options.Lpips = None,
+    frechet: options.Frechet = None,
+    fid_weights: options.FidWeights = None,
     generated: Annotated[
         Path | None,
         typer.Option(

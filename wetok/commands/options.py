@@ -39,6 +39,20 @@ Tiles = Annotated[
         "(in tiles: a few bits differ), or auto: off where memory allows it, else exact."
     ),
 ]
+Lpips = Annotated[
+    list[str] | None,
+    typer.Option(help="LPIPS network, alex, vgg or none; repeatable.  [default: those here]"),
+]
+Frechet = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Frechet distance, rfid, rfid-torch-fidelity, fd-vgg or none; repeatable.  "
+        "[default: rfid if its network is here, else fd-vgg if that is]"
+    ),
+]
+FidWeights = Annotated[
+    Path | None, typer.Option(help="File of the FID network, instead of the cached one.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

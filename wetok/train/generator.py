@@ -23,6 +23,7 @@ from wetok.model.tokenizer import Tokenizer
 from wetok.train.course import Course, Stretch, Watcher
 from wetok.train.generator_config import GeneratorTrainConfig
 from wetok.train.generator_step import Learner, generator_step
+from wetok.train.noise import DROPOUT, sample_seed
 from wetok.train.samples import write_picture
 from wetok.train.sharding import whole
 from wetok.train.start import naming, newest_checkpoint
@@ -113,7 +114,7 @@ class GeneratorRun(Course[Learner]):
             parts = [self._moved(next(stream)) for _ in range(run.accumulate)]
             waited = time.perf_counter() - began
             # Dropout and masks follow from the sample's number, so a resumed run draws the same.
-            torch.manual_seed(_mixed(run.seed, state.samples + processes.rank))
+            torch.manual_seed(sample_seed(run.seed, DROPOUT, state.samples + processes.rank))
             return generator_step(state, self.config, parts), waited
 
         yield Stretch(run.steps, batch, step, {})
@@ -219,12 +220,3 @@ def _check_same(folder: Path, shape: dict[str, object]) -> None:
             f"out={folder} holds a run of another generator: {', '.join(differs)}; resume it with "
             "its own recipe and tokens"
         )
-
-
-def _mixed(seed: int, sample_number: int) -> int:
-    """A seed of its own for every sample of every run (SplitMix64's finaliser)."""
-    mask = 2**64 - 1
-    x = (seed * 0x9E3779B97F4A7C15 + sample_number + 1) & mask
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
-    return (x ^ x >> 31) >> 1

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from wetok.model.decoder import sample_noise
 
-_NOISE = 5
-"""Second word of each seed; those of order and crops are 0 to 4."""
+NOISE, DROPOUT = 5, 6
+"""What random numbers of a sample are for: the second word of a seed (order and crops: 0 to 4)."""
+
+
+def sample_seed(seed: int, use: int, number: int) -> int:
+    """In [0, 2^63): its own for every run's seed, use and number of a sample."""
+    word = np.random.SeedSequence((seed, use, number)).generate_state(1, np.uint64)[0]
+    return int(word >> np.uint64(1))
 
 
 def training_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
@@ -18,6 +24,4 @@ def training_noise(seed: int, numbers: Sequence[int], shape: Sequence[int], like
 
     A pure function of both: a resumed run, or one with more processes, draws the same.
     """
-    words = [np.random.SeedSequence((seed, _NOISE, number)) for number in numbers]
-    seeds = [int(word.generate_state(1, np.uint64)[0] >> np.uint64(1)) for word in words]
-    return sample_noise(seeds, shape, like)
+    return sample_noise([sample_seed(seed, NOISE, one) for one in numbers], shape, like)
