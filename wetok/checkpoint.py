@@ -38,13 +38,13 @@ Network = TypeVar("Network", bound="nn.Module")
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
-class FolderConfig(Settings):
-    """What config.json says."""
+class NetworkFolder(Settings):
+    """What config.json says of any network."""
 
     format: Literal[1] = 1
-    model_type: Literal["wetok"] = "wetok"
+    model_type: str
     name: str
-    network: ModelConfig
+    network: Settings
     precision: Precision = Field("float32", description="type the weights are stored in")
     fingerprint: str | None = Field(
         None, pattern="^[0-9a-f]{16}$", description="verified on loading; leave out to skip"
@@ -55,6 +55,13 @@ class FolderConfig(Settings):
     def _usable(cls, name: str) -> str:
         check_name(name)
         return name
+
+
+class FolderConfig(NetworkFolder):
+    """What config.json says of a tokenizer."""
+
+    model_type: Literal["wetok"] = "wetok"
+    network: ModelConfig
 
 
 def check_name(name: str) -> None:

@@ -379,22 +379,12 @@ class Evaluation:
     def _check_reference(self, name: str, moments: Moments) -> None:
         if name not in self.originals:
             raise WetokError(f"reference for {name!r}, which is not measured here")
-        if len(moments.mean) != self.originals[name].dims:
-            raise WetokError(
-                f"reference for {name!r} has {len(moments.mean)} values, not "
-                f"{self.originals[name].dims}: it is of another network"
-            )
-        wanted = {
-            "features": name,
-            "weights": self.networks.hashes[name],
-            "preprocessing_hash": preprocessing_hash(self.protocol),
-        }
-        for key, value in wanted.items():
-            if moments.about.get(key, value) != value:
-                raise WetokError(
-                    f"reference for {name!r} has {key} {moments.about[key]}, not {value}: numbers "
-                    "made differently can't be compared"
-                )
+        moments.check(
+            name,
+            self.originals[name].dims,
+            weights=self.networks.hashes[name],
+            preprocessing_hash=preprocessing_hash(self.protocol),
+        )
 
 
 def score_together(

@@ -44,6 +44,23 @@ class Moments:
     centered: Tensor | None = None
     """Otherwise all features less their mean, [count, D]."""
 
+    def check(self, name: str, width: int, **made: str | None) -> None:
+        """Raises WetokError unless these are statistics of `width` features, made as `made` tells.
+
+        What a file does not tell of (pytorch-fid's tell nothing) is taken to be right.
+        """
+        if len(self.mean) != width:
+            raise WetokError(
+                f"reference for {name!r} has {len(self.mean)} values, not {width}: it is of "
+                "another network"
+            )
+        for key, value in {"features": name, **made}.items():
+            if self.about.get(key, value) != value:
+                raise WetokError(
+                    f"reference for {name!r} has {key} {self.about[key]}, not {value}: numbers "
+                    "made differently can't be compared"
+                )
+
     @property
     def covariance(self) -> Tensor:
         """[D,D], divided by count - 1."""

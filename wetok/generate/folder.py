@@ -6,20 +6,18 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
-
 from wetok.checkpoint import (
     CARD,
     CONFIG,
+    NetworkFolder,
     Precision,
-    check_name,
     fingerprint_of,
     read_settings,
     read_weights,
     stored,
     write_folder,
 )
-from wetok.config import Settings, WetokError, validate
+from wetok.config import WetokError, validate
 from wetok.generate.autoregressive import AutoregressiveGenerator
 from wetok.generate.config import GeneratorConfig
 from wetok.generate.masked import MaskedGenerator
@@ -27,23 +25,11 @@ from wetok.generate.masked import MaskedGenerator
 Generator = AutoregressiveGenerator | MaskedGenerator
 
 
-class GeneratorFolderConfig(Settings):
-    """What config.json says."""
+class GeneratorFolderConfig(NetworkFolder):
+    """What config.json says of a generator."""
 
-    format: Literal[1] = 1
     model_type: Literal["wetok-generator"] = "wetok-generator"
-    name: str
     network: GeneratorConfig
-    precision: Precision = Field("float32", description="type the weights are stored in")
-    fingerprint: str | None = Field(
-        None, pattern="^[0-9a-f]{16}$", description="verified on loading; leave out to skip"
-    )
-
-    @field_validator("name")
-    @classmethod
-    def _usable(cls, name: str) -> str:
-        check_name(name)
-        return name
 
 
 def build(config: GeneratorConfig) -> Generator:
