@@ -39,6 +39,8 @@ def score_generated(
         raise WetokError("--generated takes one --data folder (or .npz file)")
     if receipt is not None and not receipt.absolute().parent.is_dir():
         raise WetokError(f"--receipt {receipt}: there is no such folder; make it")
+    made = Images(samples)
+    real = Images(data[0]) if data else None
     networks = networks_for(["none"], frechet, fid_weights)
     if not networks.dims:
         raise WetokError(
@@ -46,8 +48,6 @@ def score_generated(
             "(for fd-vgg) or the FID network"
         )
     chosen = find_protocol(protocol)
-    made = Images(samples)
-    real = Images(data[0]) if data else None
     moments = {str(one.about.get("features", "rfid")): one for one in map(Moments.load, reference)}
     with ExitStack() as stack:
         total = len(made) + (len(real) if real else 0)
