@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
-PYTEST_ARGS ?=
+# Two processes, each with one thread; for one test alone: PYTEST_ARGS="-n 0 -k NAME"
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -20,7 +21,7 @@ demo: $(INSTALLED)
 	@$(BIN)/wetok demo --out "$(OUT)"
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

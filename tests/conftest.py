@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A loaded machine is slow, and no fault of what is tested.
+settings.register_profile("wetok", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wetok")
 
 
 def _existing(folder: Path, what: str) -> Path:
