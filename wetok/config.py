@@ -177,8 +177,12 @@ class LossConfig(Settings):
 
 
 class OptimizerConfig(Settings):
-    """Adam, as released; a constant rate is the default (the paper's finding)."""
+    """Adam, as released; a constant rate is the default (the paper's finding).
 
+    `muon` learns more from a step and takes longer for it: for tokenizers, in whole processes.
+    """
+
+    kind: Literal["adam", "muon"] = "adam"
     lr: float = Field(1e-4, gt=0)
     betas: tuple[Decay, Decay] = (0.5, 0.9)
     weight_decay: float = Field(0.0, ge=0)
@@ -211,7 +215,9 @@ class GanConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> GanConfig:
+    def _fits(self) -> GanConfig:
+        if self.optimizer.kind != "adam":
+            raise ValueError(f"optimizer.kind={self.optimizer.kind!r} must be adam for the gan")
         if self.warmup > self.start:
             raise ValueError(f"warmup={self.warmup} must be at most start={self.start}")
         return self
@@ -253,6 +259,7 @@ class RunConfig(Settings):
 _WHOLE_RUN = {
     "data": ("train", "val", "cache"),
     "loss": ("perceptual", "perceptual_weights"),
+    "optimizer": ("kind",),
     "gan": ("discriminator", "width", "depth", "lecam_decay"),
 }
 """What is opened once, before the first step, and so can't change with a phase."""
@@ -314,6 +321,11 @@ class TrainConfig(RunSettings):
             raise ValueError(
                 "gan.adaptive=True can't see a layer that run.sharded=True cuts up; set "
                 "gan.adaptive=false"
+            )
+        if self.run.sharded and self.optimizer.kind == "muon":
+            raise ValueError(
+                "optimizer.kind='muon' needs whole matrices, which run.sharded=True cuts up; set "
+                "optimizer.kind=adam"
             )
         if self.run.sharded and self.run.precision == "fp16":
             raise ValueError("run.precision='fp16' can't be sharded; set run.precision=bf16")

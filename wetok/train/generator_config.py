@@ -26,6 +26,9 @@ class GeneratorShape(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     class_dropout: float = Field(0.1, ge=0, lt=1)
     source: Literal["bits", "ids"] = Field("bits", description="masked: what it reads")
+    smoothing: float = Field(
+        0.1, ge=0, lt=1, description="masked: share of a target spread over all codes"
+    )
 
     @model_validator(mode="after")
     def _one_way(self) -> GeneratorShape:
@@ -58,6 +61,7 @@ class GeneratorShape(Settings):
             "dropout": self.dropout,
             "class_dropout": self.class_dropout,
             "source": self.source,
+            "smoothing": self.smoothing,
             "tokenizer": about.model,
             "fingerprint": about.fingerprint,
         }
@@ -94,6 +98,8 @@ class GeneratorTrainConfig(RunSettings):
         run = self.run
         if self.gan is not None or run.freeze or run.init:
             raise ValueError("gan, run.freeze and run.init are for tokenizers; leave them out")
+        if self.optimizer.kind != "adam":
+            raise ValueError(f"optimizer.kind={self.optimizer.kind!r} must be adam for a generator")
         if run.activation_checkpointing or run.channels_last:
             raise ValueError(
                 "run.activation_checkpointing and run.channels_last are for tokenizers; leave them "

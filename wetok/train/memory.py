@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -126,7 +127,7 @@ def _build(
     for optimizer, cut in ((state.optimizer, shards), (state.judge_optimizer, 1)):
         if optimizer is None:
             continue
-        for parameter in optimizer.param_groups[0]["params"]:
+        for parameter in chain.from_iterable(g["params"] for g in optimizer.param_groups):
             if parameter.requires_grad:
                 with counter.counting(GRADIENTS, cut):
                     parameter.grad = torch.empty_like(parameter)

@@ -1,4 +1,4 @@
-"""Adam and its learning rate over the steps."""
+"""The optimizer and its learning rate over the steps."""
 
 from __future__ import annotations
 
@@ -10,24 +10,37 @@ import torch
 from torch import nn
 
 from wetok.config import OptimizerConfig
+from wetok.train.muon import Muon
 
 _UNDECAYED = "undecayed"
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: Iterable[nn.Parameter]
-) -> torch.optim.AdamW:
-    """Adam, with decoupled decay where `weight_decay` is set; `schedule` sets its rate.
+    config: OptimizerConfig,
+    parameters: Iterable[nn.Parameter],
+    outer: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """Adam, with decoupled decay where `weight_decay` is set, or Muon; `schedule` sets its rate.
 
     Decay is for matrices and kernels: not for biases and the scales of norms, as is usual.
+
+    Args:
+        outer: those of `parameters` that belong to the first and the last layer: these stay with
+            Adam where hidden layers go with Muon.
     """
-    groups: list[dict[str, Any]] = [{"params": list(parameters)}]
+    every = list(parameters)
+    matrices = [p for p in every if p.ndim >= 2]
+    vectors = [p for p in every if p.ndim < 2]
+    if config.kind == "muon":
+        apart = set(outer)
+        hidden = [p for p in matrices if p not in apart]
+        others = [p for p in matrices if p in apart]
+        muon = Muon(hidden, others, config.lr, config.betas, config.weight_decay)
+        muon.add_param_group({"params": vectors, "orthogonal": False, _UNDECAYED: True})
+        return muon
+    groups: list[dict[str, Any]] = [{"params": every}]
     if config.weight_decay:
-        every = groups[0]["params"]
-        groups = [
-            {"params": [p for p in every if p.ndim >= 2]},
-            {"params": [p for p in every if p.ndim < 2], _UNDECAYED: True},
-        ]
+        groups = [{"params": matrices}, {"params": vectors, _UNDECAYED: True}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,

@@ -69,7 +69,7 @@ class TrainState(Generic[Trained]):
         if processes:
             self.called = processes.wrap(network, sharded=True)
             self.judge = processes.wrap(adversary.discriminator) if adversary else None
-        self.optimizer = build_optimizer(config.optimizer, network.parameters())
+        self.optimizer = build_optimizer(config.optimizer, network.parameters(), outer(network))
         self.judge_optimizer = (
             build_optimizer(config.gan.optimizer, adversary.parameters())
             if config.gan and adversary
@@ -207,6 +207,14 @@ class TrainState(Generic[Trained]):
                 f"{checkpoint}: damaged, or not a checkpoint of this run ({reason}); delete the "
                 "folder to resume from the one before"
             ) from None
+
+
+def outer(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a tokenizer's layers that meet pixels; none of any other network."""
+    if not isinstance(network, TokenizerNetwork):
+        return []
+    first, last = network.encoder.conv_in, network.decoder.conv_out
+    return [*first.parameters(), *last.parameters()]
 
 
 def freeze(network: TokenizerNetwork, part: str | None) -> None:
