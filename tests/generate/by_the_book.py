@@ -114,7 +114,7 @@ def masked(
         else:
             rows = np.where(unseen[:, position], config.codes, flat[:, position])
             x = sum(weights[f"embeddings.{g}.weight"][row] for g, row in enumerate(rows))
-        sequence.append(x)
+        sequence.append(x + weights["places.weight"][position])
     for number in range(config.depth):
         sequence = block(config, weights, f"blocks.{number}.", sequence, causal=False)
     logits = [

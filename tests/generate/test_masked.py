@@ -85,6 +85,40 @@ def test_the_share_hidden_follows_the_cosine(monkeypatch: pytest.MonkeyPatch) ->
     assert shares[0].median().item() == pytest.approx(math.cos(math.pi / 4), abs=0.03)
 
 
+def test_targets_are_smoothed_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = small.masked(smoothing=0.25, dropout=0, class_dropout=0)
+    ids, seen = small.some_ids(generator.config, 4), []
+    forward = generator.forward
+
+    def watched(ids: torch.Tensor, hidden: torch.Tensor, labels: None) -> torch.Tensor:
+        seen.append(hidden)
+        return forward(ids, hidden, labels)
+
+    monkeypatch.setattr(generator, "forward", watched)
+    for training in (True, False):
+        torch.manual_seed(5)
+        loss = generator.train(training).loss(ids)
+        hidden = seen.pop()
+        logs = forward(ids, hidden).double().log_softmax(-1)
+        for group in range(3):
+            own, chosen = logs[:, :, group], hidden[:, group].flatten(1)
+            right = own.gather(-1, ids[:, group].flatten(1)[..., None])[..., 0]
+            share = 0.25 if training else 0.0
+            nats = -((1 - share) * right + share * own.mean(-1))[chosen].mean()
+            assert loss[group].item() == pytest.approx(nats.item(), rel=1e-5)
+
+
+def test_where_all_is_hidden_positions_differ_without_attention() -> None:
+    """Turns alone, which only attention sees, would leave all of them the same here."""
+    generator = small.masked()
+    for block in generator.blocks:
+        torch.nn.init.zeros_(block.attention.out.weight)
+    ids = small.some_ids(generator.config, 1)
+    logits = generator(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+    for position in range(1, 12):
+        assert (logits[position] - logits[0]).abs().max() > 0.1
+
+
 def test_what_does_not_fit_is_told() -> None:
     generator = small.masked()
     ids = small.some_ids(generator.config, 2)

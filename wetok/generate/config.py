@@ -39,6 +39,9 @@ class GeneratorConfig(Settings):
     source: Literal["bits", "ids"] = Field(
         "bits", description="masked: what it reads, signs of bits or an embedding of each id"
     )
+    smoothing: float = Field(
+        0.1, ge=0, lt=1, description="masked: share of a target spread over all codes in training"
+    )
     tokenizer: str | None = Field(None, description="name of the tokenizer the ids are of")
     fingerprint: str | None = Field(None, description="and its fingerprint")
 

@@ -13,18 +13,17 @@ from wetok.generate.conditioning import ClassEmbedding
 from wetok.generate.config import GeneratorConfig
 from wetok.generate.layers import Block, RMSNorm, initialise, rotations, wide
 
-_SMOOTHING = 0.1
-"""Of the labels in training, as in MaskGIT."""
-
-
 class MaskedGenerator(nn.Module):
     """Images' ids, those that are hidden from the class and those that are not.
 
         signs of known bits, 0 for hidden ones, [B,h w,d] -> linear (or an embedding an id)
-            -> class in front -> blocks, each place looking at all -> norm
+            -> plus a vector of the position -> class in front
+            -> blocks, each place looking at all -> norm
             -> linear -> logits of the 2^d' codes of every group of every position
 
-    Every group of a position is hidden or known by itself.
+    Every group of a position is hidden or known by itself. Positions have vectors of their own
+    beside the turns: where all is hidden, places that look alike could tell themselves apart by
+    the turn against the class only.
 
     Sources: MaskGIT (Chang et al., CVPR 2022) for training and schedule; MaskBit (Weber et al.,
     TMLR 2024) for reading bits without an embedding, and for hiding groups of bits one by one.
@@ -50,6 +49,7 @@ class MaskedGenerator(nn.Module):
             self.embeddings.extend(
                 nn.Embedding(config.codes + 1, width) for _ in range(config.groups)
             )
+        self.places = nn.Embedding(config.positions, width)
         self.condition = ClassEmbedding(config.classes, width, config.class_dropout)
         self.dropout = nn.Dropout(config.dropout)
         shape = (width, config.heads, config.norm_eps, config.dropout)
@@ -85,6 +85,7 @@ class MaskedGenerator(nn.Module):
                 )
         labels = self.condition.labels(labels, len(ids), ids.device)
         x = self._read(ids.flatten(2).transpose(1, 2), hidden.flatten(2).transpose(1, 2))
+        x = x + self.places.weight
         x = torch.cat([self.condition(labels)[:, None], x], dim=1)
         x = self.dropout(x)
         for block in self.blocks:
@@ -95,8 +96,8 @@ class MaskedGenerator(nn.Module):
     def loss(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """Cross-entropy in nats of ids hidden at random, the mean over each group's: [g].
 
-        Of every image a share cos(pi u / 2) is hidden, u ~ U(0, 1), at least one id. Labels are
-        smoothed in training. A group of which none was hidden counts 0.
+        Of every image a share cos(pi u / 2) is hidden, u ~ U(0, 1), at least one id. In training
+        targets are smoothed by `config.smoothing`. A group of which none was hidden counts 0.
         """
         config, count = self.config, self.config.positions * self.config.groups
         share = torch.cos(math.pi / 2 * torch.rand(len(ids), device=ids.device))
@@ -108,7 +109,7 @@ class MaskedGenerator(nn.Module):
             logits.flatten(0, 2),
             ids.flatten(),
             reduction="none",
-            label_smoothing=_SMOOTHING if self.training else 0.0,
+            label_smoothing=config.smoothing if self.training else 0.0,
         ).view(len(ids), config.groups, -1)
         chosen = hidden.flatten(2).to(nats.dtype)
         return (nats * chosen).sum((0, 2)) / chosen.sum((0, 2)).clamp_min(1)
