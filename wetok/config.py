@@ -232,6 +232,9 @@ class RunConfig(Settings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     ema: Decay = Field(0.999, description="decay of the averaged weights")
     init: str | None = Field(None, description="model to start from: shipped name, folder, Hub id")
+    init_partial: bool = Field(
+        False, description="take what fits of an `init` of another shape: more bits, more levels"
+    )
     freeze: Literal["encoder", "decoder"] | None = Field(
         None, description="part that is not trained; the quantizer goes with the encoder"
     )
@@ -300,6 +303,8 @@ class TrainConfig(RunSettings):
 
     @model_validator(mode="after")
     def _phases_fit(self) -> TrainConfig:
+        if self.run.init_partial and not self.run.init:
+            raise ValueError("run.init_partial=True takes what fits of run.init; name that model")
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
             raise ValueError(f"phases must end at rising steps, not {ends}")

@@ -96,7 +96,7 @@ class GeneratorTrainConfig(RunSettings):
     @model_validator(mode="after")
     def _fits(self) -> GeneratorTrainConfig:
         run = self.run
-        if self.gan is not None or run.freeze or run.init:
+        if self.gan is not None or run.freeze or run.init or run.init_partial:
             raise ValueError("gan, run.freeze and run.init are for tokenizers; leave them out")
         if self.optimizer.kind != "adam":
             raise ValueError(f"optimizer.kind={self.optimizer.kind!r} must be adam for a generator")

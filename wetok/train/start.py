@@ -100,7 +100,8 @@ def tokenizer_network(
 ) -> TokenizerNetwork:
     """The network to train, random or, where the run `begins`, from `run.init`.
 
-    A deterministic `run.init` of a generative model is widened, see `to_generative`.
+    A deterministic `run.init` of a generative model is widened, see `to_generative`; one of another
+    shape is taken as far as it fits where `run.init_partial` says so, see `take_over`.
 
     Args:
         stand_in: quantizer in place of the settings' own.
@@ -115,14 +116,43 @@ def tokenizer_network(
         start, _ = load_network(config.run.init)
         if config.model.generative and not start.config.generative:
             start = start.to_generative()
-        if start.config != config.model:
+        if start.config != config.model and not config.run.init_partial:
             raise WetokError(
                 f"run.init={config.run.init!r} is another model: "
-                f"{_differences(start.config, config.model)}"
+                f"{_differences(start.config, config.model)}; run.init_partial=true takes what fits"
             )
-        network.load_state_dict(start.state_dict())
+        take_over(network, start)
     network.recompute(config.run.activation_checkpointing)
     return network
+
+
+def take_over(network: nn.Module, start: nn.Module) -> None:
+    """Gives `network` the weights of `start` by name, in place, as far as their shapes fit.
+
+    Where a layer of `network` is larger, the corner that both have is taken. What it gains in
+    inputs begins at zero and what it gains in outputs stays as initialised, so that a network of
+    more bits or levels begins with what the smaller one can do.
+
+    Raises:
+        WetokError: less than half of the weights of `start` have a place.
+    """
+    theirs = start.state_dict()
+    taken = 0
+    for name, mine in network.state_dict().items():
+        if name not in theirs or theirs[name].ndim != mine.ndim:
+            continue
+        found = theirs[name]
+        corner = tuple(slice(min(a, b)) for a, b in zip(mine.shape, found.shape, strict=True))
+        if mine.ndim > 1:
+            mine[corner[0], found.shape[1] :] = 0
+        mine[corner] = found[corner]
+        taken += found[corner].numel()
+    weights = sum(tensor.numel() for tensor in theirs.values())
+    if 2 * taken < weights:
+        raise WetokError(
+            f"run.init is too different: {taken:,} of its {weights:,} weights have a place in the "
+            "model; choose another, or leave run.init out"
+        )
 
 
 def adversary(config: TrainConfig) -> Adversary | None:
