@@ -24,6 +24,7 @@ COMMANDS = {
     "encode": "Turn photographs into .wetok files.",
     "decode": "Turn .wetok files back into photographs.",
     "coding": "Learn tables by which a model's .wetok files get smaller.",
+    "export": "Write a model as ONNX, torch.export or AOTInductor programs.",
     "import": "Read a published checkpoint into a model folder.",
     "train": "Train a tokenizer, or a generator, from a recipe.",
     "tokenize": "Turn a data set into token shards.",
@@ -32,6 +33,7 @@ COMMANDS = {
     "shapes": "Draw a small class-labelled set to try generators on.",
     "eval": "Score a model on a folder of photographs.",
     "compare": "Compare models with one another and with JPEG, WebP, AVIF at equal bytes.",
+    "app": "Show a page in the browser: drop a photo, see what its tokens keep.",
     "ablate": "The paper's tables in miniature: entropies and trained variants, with seeds.",
     "weights": "List, import and find pretrained parts.",
 }
