@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.streams import encoded, write_folder
 from tests.data.test_shards import samples, write_tar
+from tests.documents import run
 from wetok.data import opening, order, tarindex
 from wetok.data.parquet import ParquetRows
 from wetok.data.shards import TarShards
@@ -26,10 +27,8 @@ def test_snippet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "shards").mkdir()
     for index in range(3):
         write_tar(tmp_path / "shards" / f"train-{index:03d}.tar", samples(range(3)))
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(snippet, "data.md", "exec"), names)
-    assert names["images"].shape == (16, 3, 256, 256)  # type: ignore[attr-defined]
+    names = run("docs/data.md")
+    assert names["images"].shape == (16, 3, 256, 256)
     assert names["position"] == {"samples": 16}
 
 

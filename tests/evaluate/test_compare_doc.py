@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 import wetok
+from tests.documents import run
 from wetok.data.images import find_images
 from wetok.evaluate.codecs import CODECS, codec
 from wetok.evaluate.comparison import Comparison
@@ -27,11 +27,10 @@ MODEL = CONTEST["model"]
 def test_the_snippet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "wetok/assets/photos/cat.jpg", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "compare.md", "exec"), {"__name__": "snippet"})
+    run("docs/compare.md")
     size, own, webp = (float(word) for word in capsys.readouterr().out.split())
     assert 2000 < size < 4096 and 20 < own < webp
 

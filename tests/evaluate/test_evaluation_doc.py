@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.documents import run
 from wetok.evaluate.networks import FRECHET_NAMES, Networks
 from wetok.evaluate.protocols import PROTOCOLS
 from wetok.evaluate.receipt import TOLERANCES
@@ -22,11 +23,10 @@ TEXT = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
 def test_the_snippet_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (snippet,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     (tmp_path / "photos").mkdir()
     shutil.copy(ROOT / "wetok/assets/photos/cat.jpg", tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippet, "evaluation.md", "exec"), {"__name__": "snippet"})
+    run("docs/evaluation.md")
     printed = capsys.readouterr().out
     assert float(printed.split()[0]) > 20 and "'image': 'cat.jpg'" in printed
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.documents import python_of
 from tests.tokenize.job import model_folder, run, write_pictures
 from wetok import checkpoint
 from wetok.data.tokens import COLUMNS
@@ -25,7 +25,7 @@ def test_snippets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = checkpoint.load(model_folder(tmp_path / "model"))
     inputs = open_inputs([tmp_path / "photos"], labels="folder")
     run(tmp_path / "tokens", inputs, tokenizer, part_size=5)
-    without, own = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    without, own = python_of("docs/tokenize.md")
     assert "wetok import" not in without and "from wetok" not in without
     names: dict[str, object] = {}
     exec(compile(without, "tokenize.md", "exec"), names)
