@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
@@ -62,6 +62,9 @@ class FolderConfig(NetworkFolder):
 
     model_type: Literal["wetok"] = "wetok"
     network: ModelConfig
+    decodes: tuple[Annotated[str, Field(pattern="^[0-9a-f]{16}$")], ...] = Field(
+        (), description="fingerprints of models with the same encoder, whose tokens it reads too"
+    )
 
 
 def check_name(name: str) -> None:
@@ -183,11 +186,20 @@ def save_folder(
             "network": network.config.model_dump(),
             "precision": precision,
             "fingerprint": fingerprint_of(network.config, state),
+            "decodes": network.decodes if _same_encoder(network, state) else (),
         },
     )
     if card is None and not os.path.exists(Path(path) / CARD):
         card = _plain_card(config, sum(tensor.numel() for tensor in state.values()))
     write_folder(Path(path), config.model_dump_json(indent=2) + "\n", state, card)
+
+
+def _same_encoder(network: TokenizerNetwork, state: Mapping[str, Tensor]) -> bool:
+    """Whether rounding left the encoder as it was, and with it the ids."""
+    return all(
+        (state[f"encoder.{name}"].to(tensor.dtype) == tensor.cpu()).all()
+        for name, tensor in network.encoder.state_dict().items()
+    )
 
 
 def stored(network: nn.Module, precision: str) -> dict[str, Tensor]:
@@ -398,7 +410,9 @@ def _read_network(folder: Path, source: str) -> TokenizerNetwork:
         _check_plausible(config.network, tensors, source)
         return TokenizerNetwork(config.network)
 
-    return read_weights(folder, source, build, config.network, config.fingerprint)
+    network = read_weights(folder, source, build, config.network, config.fingerprint)
+    network.decodes = config.decodes
+    return network
 
 
 def read_weights(

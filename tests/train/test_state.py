@@ -70,6 +70,7 @@ def test_the_layout_on_disk_does_not_change(recipe: Recipe, tmp_path: Path) -> N
     assert tree.keys() == {
         *("network", "ema", "optimizer", "scaler", "rng"),
         *("step", "samples", "seconds", "best", "skipped", "skipped_in_a_row"),
+        "decodes",
     }
     assert tree["ema"].keys() == {"average", "updates"}
     assert "encoder.down.0.block.0.conv1.weight" in tree["network"]

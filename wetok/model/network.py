@@ -50,6 +50,8 @@ class TokenizerNetwork(nn.Module):
         # Who trains or decodes from ids meets no other: only a forward pass takes a stand-in.
         self.quantizer: GroupedQuantizer = quantizer  # type: ignore[assignment]
         self.decoder = Decoder(config)
+        self.decodes: tuple[str, ...] = ()
+        """Fingerprints of the models with this one's encoder, whose tokens it reads too."""
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """image [B,3,H,W] in [-1,1], H and W multiples of the factor."""
@@ -92,6 +94,7 @@ class TokenizerNetwork(nn.Module):
         weight = state["decoder.conv_in.weight"]
         state["decoder.conv_in.weight"] = torch.cat([weight, torch.zeros_like(weight)], dim=1)
         wide.load_state_dict(state, assign=True)
+        wide.decodes = self.decodes
         return wide.train(self.training)
 
 

@@ -203,8 +203,8 @@ class Tokenizer(
             )
 
     def check_model(self, made_by: ModelRef) -> None:
-        """Raises WetokError unless `made_by` is this very model."""
-        if made_by.fingerprint != self.fingerprint:
+        """Raises WetokError unless `made_by` is this very model, or another of the same encoder."""
+        if made_by.fingerprint not in (self.fingerprint, *self.model.decodes):
             raise WetokError(
                 f"tokens of model {made_by.name!r} ({made_by.fingerprint}) can't be "
                 f"decoded by {self.name!r} ({self.fingerprint}); load the model they were made with"

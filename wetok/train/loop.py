@@ -196,4 +196,5 @@ def _unsharded(network: TokenizerNetwork, weights: dict[str, torch.Tensor]) -> T
     with torch.device("meta"):
         bare = TokenizerNetwork(network.config, network.quantizer)
     bare.load_state_dict(weights, assign=True)
+    bare.decodes = network.decodes
     return bare

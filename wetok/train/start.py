@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from wetok.checkpoint import load_network
+from wetok.checkpoint import fingerprint, load_network
 from wetok.config import ModelConfig, SourceConfig, TrainConfig, WetokError
 from wetok.data.opening import open_source
 from wetok.data.sources import Source
@@ -101,7 +101,8 @@ def tokenizer_network(
     """The network to train, random or, where the run `begins`, from `run.init`.
 
     A deterministic `run.init` of a generative model is widened, see `to_generative`; one of another
-    shape is taken as far as it fits where `run.init_partial` says so, see `take_over`.
+    shape is taken as far as it fits where `run.init_partial` says so, see `take_over`. What is
+    trained behind a frozen encoder reads the tokens of `run.init` too.
 
     Args:
         stand_in: quantizer in place of the settings' own.
@@ -114,6 +115,7 @@ def tokenizer_network(
     network = TokenizerNetwork(config.model, stand_in or quantizers[0])
     if config.run.init and begins:
         start, _ = load_network(config.run.init)
+        made = fingerprint(start)
         if config.model.generative and not start.config.generative:
             start = start.to_generative()
         if start.config != config.model and not config.run.init_partial:
@@ -122,6 +124,8 @@ def tokenizer_network(
                 f"{_differences(start.config, config.model)}; run.init_partial=true takes what fits"
             )
         take_over(network, start)
+        if config.run.freeze == "encoder" and start.config == config.model:
+            network.decodes = (made, *start.decodes)
     network.recompute(config.run.activation_checkpointing)
     return network
 

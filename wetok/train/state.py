@@ -120,6 +120,8 @@ class TrainState(Generic[Trained]):
             "skipped_in_a_row": self.skipped_in_a_row,
             "rng": torch.get_rng_state(),
         }
+        if isinstance(self.network, TokenizerNetwork):
+            tree["decodes"] = list(self.network.decodes)
         if self.adversary and self.judge_optimizer:
             tree |= {
                 "adversary": self.adversary.state_dict(),
@@ -198,6 +200,8 @@ class TrainState(Generic[Trained]):
                     self.judge_scaler.load_state_dict(tree["judge_scaler"])
             self.step, self.samples = tree["step"], tree["samples"]
             self.seconds, self.best = tree["seconds"], tree["best"]
+            if isinstance(self.network, TokenizerNetwork):
+                self.network.decodes = tuple(tree.get("decodes", ()))
             self.skipped = tree.get("skipped", 0)  # the first checkpoints lack them
             self.skipped_in_a_row = tree.get("skipped_in_a_row", 0)
             torch.set_rng_state(tree["rng"])
