@@ -212,7 +212,7 @@ def _tokenizer(given: str | None, config: GeneratorConfig, device: str) -> Token
         found = options.load(name, device)
     except WetokError as error:
         raise WetokError(f"{error}; name the tokenizer with --tokenizer") from None
-    if config.fingerprint not in (None, found.fingerprint):
+    if config.fingerprint not in (None, found.fingerprint, *found.model.decodes):
         raise WetokError(
             f"--tokenizer {name} has the fingerprint {found.fingerprint}; this generator learned "
             f"from tokens of {config.tokenizer} ({config.fingerprint})"
