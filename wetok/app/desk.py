@@ -15,7 +15,7 @@ from wetok.app.damage import SWAP, Box, Damaged, damaged
 from wetok.app.making import Maker
 from wetok.app.maps import Map, invented
 from wetok.app.models import Models
-from wetok.app.photos import Limits, open_photo
+from wetok.app.photos import Limits, Photo, open_photo
 from wetok.app.rivals import Rival, rivals
 from wetok.app.seen import Closeness, Seen, closeness, look, look_at_tokens
 from wetok.app.tokenfiles import open_tokens
@@ -137,8 +137,6 @@ class Desk:
                 raise WetokError(
                     f"{seen.name} holds tokens of {seen.label}, which no other model can decode."
                 )
-            from wetok.app.photos import Photo
-
             photo = Photo(seen.original, seen.name, seen.file_bytes or 0, seen.note)
             return look(tokenizer, str(label), photo, own_seed, self.lpips)
 

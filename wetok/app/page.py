@@ -6,6 +6,7 @@ Seen -> Desk -> codecs, damage, what was invented
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -594,7 +595,6 @@ def _told(error: WetokError) -> gr.Error:
 
 def _polite(action: Callable[..., Any]) -> Callable[..., Any]:
     """`action`, whose `WetokError`s are told to the visitor."""
-    import functools
 
     @functools.wraps(action)
     def told(*arguments: Any) -> Any:
@@ -608,7 +608,6 @@ def _polite(action: Callable[..., Any]) -> Callable[..., Any]:
 
 def _polite_each(action: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     """`_polite` for what gives its results one after the other."""
-    import functools
 
     @functools.wraps(action)
     def told(*arguments: Any) -> Iterator[Any]:
