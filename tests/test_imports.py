@@ -19,7 +19,7 @@ PACKAGE = ROOT / "wetok"
 
 BASE = {"config", "presets", "checkpoint", "weights", "distributed", "memory"}
 PARTS = {"model", "losses", "data", "codec", "generate"}
-JOINS = {"train", "evaluate", "released", "tokenize", "export"}
+JOINS = {"train", "evaluate", "released", "tokenize", "export", "adapters"}
 FRONT = {"commands", "app"}
 ENTRY = {"", "cli", "__main__"}  # "" is wetok/__init__.py
 

@@ -321,3 +321,55 @@ def test_usage_starts_anew_and_refuses() -> None:
         UsageCounter(0, 4)
     with pytest.raises(WetokError):
         code_usage(torch.zeros(3, 3).int(), 4)
+
+
+# --- channels last, and more sides than two ------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    sides=st.lists(st.integers(1, 4), max_size=4),
+    convention=st.sampled_from(["grouped", "pooled", None]),
+    seed=st.integers(0, 2**20),
+)
+def test_channels_last_are_channels_first_moved(sides, convention, seed) -> None:
+    torch.manual_seed(seed)
+    rows = torch.randn(*sides, 6, requires_grad=True)
+    positions = rows.detach().reshape(-1, 6).T[None, :, :, None].clone().requires_grad_()
+    last = GroupedQuantizer(6, 2, entropy=convention, channel_dim=-1)
+    first = GroupedQuantizer(6, 2, entropy=convention)
+    got, want = last(rows), first(positions)
+    assert got.code.shape == rows.shape and got.ids.shape == (*sides, 2)
+    assert torch.equal(got.code.reshape(-1, 6), want.code[0, :, :, 0].T)
+    assert torch.equal(got.ids.reshape(-1, 2), want.ids[0, :, :, 0].T)
+    for mine, other in zip(got[2:], want[2:], strict=True):
+        assert (mine is None) is (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other)
+    (got.code.square().sum() + sum(x for x in got[2:] if x is not None)).backward()
+    (want.code.square().sum() + sum(x for x in want[2:] if x is not None)).backward()
+    torch.testing.assert_close(rows.grad.reshape(-1, 6), positions.grad[0, :, :, 0].T)
+    assert torch.equal(last.ids_to_code(got.ids), got.code.detach())
+    assert torch.equal(last.code_to_ids(got.code.detach()), got.ids)
+
+
+def test_video_has_channels_first_and_three_sides() -> None:
+    quantizer = GroupedQuantizer(6, 3).eval()
+    video = torch.randn(2, 6, 3, 4, 5)
+    out = quantizer(video)
+    for index in range(3):
+        frame = quantizer(video[:, :, index])
+        assert torch.equal(out.ids[:, :, index], frame.ids)
+        assert torch.equal(out.code[:, :, index], frame.code)
+    assert torch.equal(quantizer.ids_to_code(out.ids), out.code)
+    assert torch.equal(quantizer.code_to_ids(out.code), out.ids)
+
+
+def test_where_channels_may_be() -> None:
+    with pytest.raises(WetokError, match="channel_dim=2 must be 1"):
+        GroupedQuantizer(6, 2, channel_dim=2)  # type: ignore[arg-type]
+    with pytest.raises(WetokError, match=r"must be \[\.\.\., 6\]"):
+        GroupedQuantizer(6, 2, channel_dim=-1)(torch.zeros(2, 6, 3, 3))
+    with pytest.raises(WetokError, match=r"\(2, 5, 6\).*channel_dim=-1 takes channels last"):
+        GroupedQuantizer(6, 2)(torch.zeros(2, 5, 6))
+    assert "channel_dim=-1" in repr(GroupedQuantizer(6, 2, channel_dim=-1))

@@ -20,8 +20,8 @@ class Quantized(NamedTuple):
     """What the quantizer makes of a latent. In eval mode the three losses are None; without
     entropies (`entropy=None`) the two entropies are."""
 
-    code: Tensor  # [B, d, h, w] in {-1, +1}, the latent's dtype, straight-through gradient
-    ids: Tensor  # [B, g, h, w] in [0, 2^d'), see `id_dtype`
+    code: Tensor  # as the latent, [B, d, h, w], in {-1, +1}, its dtype, straight-through gradient
+    ids: Tensor  # [B, g, h, w], or [..., g] where channels are last, in [0, 2^d'), see `id_dtype`
     token_entropy: Tensor | None  # scalar, nats: to minimise, so that single choices are sure
     codebook_entropy: Tensor | None  # scalar, nats: to maximise, so that all codes are used
     commitment: Tensor | None  # scalar: mean squared distance of the latent to its code
@@ -52,6 +52,8 @@ class GroupedQuantizer(nn.Module):
         temperature: of the soft assignment behind the entropies.
         eps: in log(p + eps) of the codebook entropy; 0 is advised from d' = 17 on.
         max_bytes: bound on the work memory of the entropies.
+        channel_dim: 1, channels first: latents [B, d, h, w], or with more sides than two, as of
+            video; or -1, channels last: [..., d], as of a sequence. Ids have g channels there.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class GroupedQuantizer(nn.Module):
         temperature: float = 0.01,
         eps: float = 1e-5,
         max_bytes: int = MAX_BYTES,
+        channel_dim: Literal[1, -1] = 1,
     ) -> None:
         super().__init__()
         if bits < 1 or groups < 1 or bits % groups:
@@ -74,22 +77,34 @@ class GroupedQuantizer(nn.Module):
             )
         if entropy is not None:
             check_settings(bits // groups, entropy, temperature, eps, max_bytes)
+        if channel_dim not in (1, -1):
+            raise WetokError(f"channel_dim={channel_dim!r} must be 1 (first) or -1 (last)")
+        self.channel_dim = channel_dim
         self.bits, self.groups, self.group_bits = bits, groups, bits // groups
         self.entropy: Convention | None = entropy
         self.temperature, self.eps, self.max_bytes = temperature, eps, max_bytes
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, groups={self.groups}, entropy={self.entropy!r}"
+        last = ", channel_dim=-1" if self.channel_dim == -1 else ""
+        return f"bits={self.bits}, groups={self.groups}, entropy={self.entropy!r}{last}"
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantizes a latent [B, d, h, w] of any floating type.
+        """Quantizes a latent [B, d, h, w] of any floating type (see `channel_dim` for others).
 
         Raises:
             WetokError: wrong shape or type; in eval mode also a NaN or Inf in the latent. (In
                 training it shows in the losses: a read from the device at every step would cost
                 more, and an error on one of many processes would leave the others waiting.)
         """
-        self._check_channels("latent", latent)
+        self._check_channels("latent", latent, self.bits)
+        if self.channel_dim == -1 or latent.ndim > 4:
+            out = self._forward(self._to_four(latent))
+            return out._replace(
+                code=self._from_four(out.code, latent), ids=self._from_four(out.ids, latent)
+            )
+        return self._forward(latent)
+
+    def _forward(self, latent: Tensor) -> Quantized:
         if not latent.is_floating_point():
             raise WetokError(f"latent has dtype {latent.dtype}: it must be a floating type")
         if not self.training:
@@ -118,13 +133,12 @@ class GroupedQuantizer(nn.Module):
     def ids_to_code(self, ids: Tensor) -> Tensor:
         """ids [B, g, h, w] of any integer type -> code [B, d, h, w], float32 in {-1, +1}.
 
+        Where channels are last, ids [..., g] -> code [..., d].
+
         Raises:
             WetokError: wrong shape or type, or an id outside [0, 2^d').
         """
-        if ids.ndim != 4 or ids.shape[1] != self.groups:
-            raise WetokError(
-                f"ids has shape {tuple(ids.shape)}: it must be [B, {self.groups}, h, w]"
-            )
+        self._check_channels("ids", ids, self.groups)
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise WetokError(f"ids has dtype {ids.dtype}: it must be an integer type")
         wide = ids.long()
@@ -136,19 +150,19 @@ class GroupedQuantizer(nn.Module):
                     f"[0, {2**self.group_bits - 1}]; were they made by another model?"
                 )
         shift = torch.arange(self.group_bits, device=ids.device)[:, None, None]
-        bits = (wide[:, :, None] >> shift) & 1  # [B, g, d', h, w]
-        return bits.flatten(1, 2).float().mul_(2).sub_(1)
+        bits = (self._to_four(wide)[:, :, None] >> shift) & 1  # [B, g, d', h, w]
+        return self._from_four(bits.flatten(1, 2).float().mul_(2).sub_(1), ids)
 
     def code_to_ids(self, code: Tensor) -> Tensor:
-        """code [B, d, h, w] in {-1, +1} -> ids [B, g, h, w] of `id_dtype`.
+        """code [B, d, h, w] in {-1, +1} -> ids [B, g, h, w] of `id_dtype` ([..., d] -> [..., g]).
 
         Raises:
             WetokError: wrong shape, or a value other than -1 and +1.
         """
-        self._check_channels("code", code)
+        self._check_channels("code", code, self.bits)
         if not bool((code.abs() == 1).all()):
             raise WetokError("code holds values other than -1 and +1: quantize the latent first")
-        return self._pack(code > 0)
+        return self._from_four(self._pack(self._to_four(code > 0)), code)
 
     def _pack(self, positive: Tensor) -> Tensor:
         grouped = positive.unflatten(1, (self.groups, self.group_bits))
@@ -158,11 +172,25 @@ class GroupedQuantizer(nn.Module):
             ids |= grouped[:, :, k].to(dtype) << k
         return ids
 
-    def _check_channels(self, name: str, tensor: Tensor) -> None:
-        if tensor.ndim != 4 or tensor.shape[1] != self.bits:
-            raise WetokError(
-                f"{name} has shape {tuple(tensor.shape)}: it must be [B, {self.bits}, h, w]"
-            )
+    def _check_channels(self, name: str, tensor: Tensor, channels: int) -> None:
+        last = self.channel_dim == -1
+        enough = tensor.ndim >= (1 if last else 4)
+        if not enough or tensor.shape[self.channel_dim] != channels:
+            wanted = f"[..., {channels}]" if last else f"[B, {channels}, h, w]"
+            other = "" if last else " (channel_dim=-1 takes channels last)"
+            raise WetokError(f"{name} has shape {tuple(tensor.shape)}: it must be {wanted}{other}")
+
+    def _to_four(self, tensor: Tensor) -> Tensor:
+        """[..., c] -> [N, c, 1, 1], and [B, c, ...] -> [B, c, h, n], without a copy."""
+        if self.channel_dim == -1:
+            return tensor.reshape(-1, tensor.shape[-1], 1, 1)
+        return tensor if tensor.ndim == 4 else tensor.flatten(3)
+
+    def _from_four(self, result: Tensor, like: Tensor) -> Tensor:
+        """Back to the sides of `like`, whose channels may be other ones."""
+        if self.channel_dim == -1:
+            return result.reshape(*like.shape[:-1], result.shape[1])
+        return result if like.ndim == 4 else result.unflatten(3, like.shape[3:])
 
 
 def _check_finite(latent: Tensor) -> None:
