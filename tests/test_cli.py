@@ -216,6 +216,8 @@ def test_info_of_files(run: Run, model: Path) -> None:
 
 def test_info_of_nothing(run: Run) -> None:
     mistake(run("info", "general-48"), "general-48x")
+    assert run("info", "tiny-48").err.count("'tiny-48x'") == 1
+    mistake(run("info", "absent.wetok"), "absent.wetok: no such file")
     Path("notes.txt").write_text("no image")
     mistake(run("info", "notes.txt"), "notes.txt")
 

@@ -384,10 +384,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def near(name: str, known: Sequence[str]) -> str:
     """`; did you mean 'x'?` for the nearest of `known`, or the list of them all."""
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     if close:
         return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "; known: " + ", ".join(sorted(known))
+    return "; known: " + ", ".join(known)
 
 
 def validate(kind: type[Model], tree: Any) -> Model:

@@ -167,8 +167,9 @@ def find(name: str, path: str | Path | None = None) -> Path:
         return found
     if wanted.url is None:
         raise WetokError(
-            f"the pretrained part {name} is not on this machine: get {wanted.filename} and run "
-            f"`wetok weights import FOLDER_OR_FILE` (looked in {cache_dir()})"
+            f"the pretrained part {name} is not on this machine: get {wanted.filename} "
+            "(docs/weights.md says how) and run `wetok weights import FOLDER_OR_FILE` "
+            f"(looked in {cache_dir()})"
         )
     return _download(name, wanted, wanted.url)
 

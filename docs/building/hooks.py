@@ -128,7 +128,7 @@ def _settings() -> str:
     blocks |= {"run": config.RunConfig, "phases": config.Phase}
     lines = []
     for name, block in blocks.items():
-        lines += [f"## `{name}`", "", _first_line(block), "", "| setting | type | default | |"]
+        lines += [f"## `{name}`", "", _first_line(block), "", "| setting | | default | type |"]
         lines += ["|---|---|---|---|"]
         for key, field in block.model_fields.items():
             kind = re.sub(r"\bAnnotated\[(\w+),.*?\]\)?\]", r"\1", str(block.__annotations__[key]))
@@ -136,9 +136,8 @@ def _settings() -> str:
             if field.default_factory is not None:
                 default = "empty"
             told = (field.description or "").replace("|", "\\|")
-            lines.append(
-                f"| `{key}` | `{kind}` | {default} | {told} |".replace(" | None", " or None")
-            )
+            kind = kind.replace(" | None", " or None")
+            lines.append(f"| `{key}` | {told} | {default} | `{kind}` |")
         lines.append("")
     return "\n".join(lines)
 
@@ -154,7 +153,9 @@ def _plain(value: Any) -> str:
         return str(changed) if changed else "its defaults"
     if isinstance(value, tuple):
         return str(list(value))
-    return {None: "none", True: "true", False: "false"}.get(value, str(value))
+    if value is None or isinstance(value, bool):  # not by ==, as 1 == True
+        return "none" if value is None else str(value).lower()
+    return str(value)
 
 
 def _in_nav(nav: Any) -> list[str]:

@@ -24,8 +24,12 @@ def command(
     Example: wetok info tiny-48x
     """
     from wetok.commands.tables import show_json
+    from wetok.config import WetokError
+    from wetok.data.images import SUFFIXES
 
     path = Path(what)
+    if not path.exists() and path.suffix.lower() in {".wetok", *SUFFIXES}:
+        raise WetokError(f"{what}: no such file")
     if not path.is_file():
         facts = _model(what)
     elif path.suffix.lower() == ".wetok":
