@@ -186,7 +186,10 @@ def _add(path: str, files: Files, config: Any) -> None:
         text = re.sub(r"\A---\n.*?^---\n", "", text, flags=re.DOTALL | re.MULTILINE)
     else:
         language = {".yaml": "yaml", ".py": "python"}.get(Path(path).suffix, "text")
-        text = f"# `{path}`\n\n```{language}\n{text.rstrip()}\n```\n"
+        # Searchers want what is told of a setting before the recipes that have it.
+        text = (
+            f"---\nsearch: {{boost: 0.1}}\n---\n# `{path}`\n\n```{language}\n{text.rstrip()}\n```\n"
+        )
     files.append(File.generated(config, page, content=text))
     _sources[page] = path
 
