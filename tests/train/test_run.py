@@ -108,7 +108,7 @@ def test_a_run_from_a_recipe_to_a_model(
     assert run.train()
 
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "log.jsonl", "checkpoints", "samples", "model")
+        *(".lock", "config.json", "log.jsonl", "checkpoints", "samples", "model")
     }
     settings = json.loads((folder / "config.json").read_text())
     assert TrainConfig.model_validate(settings) == config

@@ -12,10 +12,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from typing import Any
 from wetok.checkpoint import written_beside
 from wetok.config import WetokError
 from wetok.data.tokens import About, to_parquet
+from wetok.locking import locked
 from wetok.tokenize.plan import Plan
 from wetok.tokenize.work import Failure, Result, Usage
 
@@ -92,21 +91,9 @@ class Output:
         Raises:
             WetokError: another process holds it, or it can't be made.
         """
-        try:
+        with locked(self.path, self._own / LOCK):
             (self._own / RECEIPTS).mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._own / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise WetokError(f"{self.path}: can't be written: {error.strerror}") from None
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise WetokError(
-                    f"{self.path} is in use by another process: wait for it, or take another folder"
-                ) from None
             yield
-        finally:
-            os.close(handle)
 
     def begin(self, plan: Plan) -> None:
         """Writes the plan, or checks that it is the one that the folder was begun with.

@@ -6,16 +6,17 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol
 
 from wetok.checkpoint import Precision, written_beside
 from wetok.config import RunSettings, WetokError
+from wetok.locking import locked
 from wetok.train.log import RunLog
 from wetok.train.processes import Processes
 from wetok.train.signals import StopSignal
-from wetok.train.state import Trained, TrainState
+from wetok.train.state import Trained, TrainState, checkpoints
 from wetok.train.step import StepResult
 from wetok.train.trackers import Trackers
 
@@ -111,10 +112,17 @@ class Course(ABC, Generic[Trained]):
 
     def train(self) -> bool:
         """Runs to the last step; False when a signal ended it early (after a checkpoint)."""
+        with ExitStack() as held:
+            with self.processes.together():
+                if self.processes.is_main:
+                    self._begin_folder()
+                    held.enter_context(locked(self.folder, self.folder / ".lock"))
+                    self._check_newest()
+            return self._train()
+
+    def _train(self) -> bool:
         state, steps = self.state, self.config.run.steps
         with self.processes.together():
-            if self.processes.is_main:
-                self._begin_folder()
             self.log = RunLog(
                 self.folder / "log.jsonl",
                 self._codes(),
@@ -149,6 +157,15 @@ class Course(ABC, Generic[Trained]):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
         with written_beside(self.folder / "config.json") as beside:
             beside.write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def _check_newest(self) -> None:
+        """Raises WetokError where another process went on with the run after this one opened it."""
+        newest = checkpoints(self.folder / "checkpoints")
+        if newest and int(newest[-1].name.removeprefix("step-")) > self.state.step:
+            raise WetokError(
+                f"out={self.folder}: another process went on with this run to {newest[-1].name}; "
+                "start again with --resume"
+            )
 
     def _take_stretch(self) -> None:
         """Steps until the settings change, the run ends or a signal comes."""
