@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.evaluate.inception_weights import drawn_weights, published_layout
 from wetok.cli import main
 from wetok.config import WetokError
 from wetok.evaluate.frechet import FeatureStatistics, frechet_distance
-from wetok.evaluate.generated import Images, Seen, compare, covered
+from wetok.evaluate.generated import Images, Seen, compare, covered, inception_score
+from wetok.evaluate.inception import Inception
 from wetok.evaluate.networks import Networks
 from wetok.evaluate.protocols import protocol
 from wetok.losses.perceptual import LPIPS
@@ -95,6 +97,96 @@ def test_a_set_from_files_or_an_array(tmp_path: Path, networks: Networks) -> Non
     assert same["precision-vgg"] == same["recall-vgg"] == 1
 
 
+def score_by_hand(logits: np.ndarray) -> tuple[float, float]:
+    """Image by image, by the definition: exp of the mean divergence from the split's mean."""
+    shuffled = logits[np.random.RandomState(2020).permutation(len(logits))]
+    scores = []
+    for split in range(10):
+        rows = shuffled[split * len(logits) // 10 : (split + 1) * len(logits) // 10]
+        shares = []
+        for row in rows.astype(np.float64):
+            powers = np.exp(row - row.max())
+            shares.append(powers / powers.sum())
+        overall = sum(shares) / len(shares)
+        divergences = [
+            sum(p * np.log(p / q) for p, q in zip(share, overall, strict=True) if p > 0)
+            for share in shares
+        ]
+        scores.append(np.exp(np.mean(divergences)))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+@pytest.mark.parametrize("count", [10, 37])
+def test_inception_score_by_hand(count: int) -> None:
+    logits = np.random.default_rng(count).normal(size=(count, 6)).astype(np.float32) * 3
+    wanted = score_by_hand(logits)
+    assert inception_score(torch.from_numpy(logits)) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+    # Of images alike it is 1; of one sure image a class in every split, as many as classes.
+    assert inception_score(torch.zeros(20, 5)) == pytest.approx((1, 0))
+    sure = torch.eye(4).repeat(10, 1) * 1000
+    mean, _ = inception_score(sure, splits=1)
+    assert mean == pytest.approx(4)
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-in weights of the FID network, with a classifier that tells images apart."""
+    state = published_layout(drawn_weights(Inception()))
+    random = torch.Generator().manual_seed(0)
+    state["fc.weight"] = torch.randn(1008, 2048, generator=random)
+    state["fc.bias"] = torch.full((1008,), 1e4).index_fill(0, torch.tensor([1]), -1e4)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_inception_score_of_samples(
+    tmp_path: Path, judged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From files to the number: torch-fidelity's resize, no bias, its order, its splits."""
+    arrays = pictures(tmp_path / "a", 12, 1)
+    pictures(tmp_path / "b", 2, 2)
+    words = ["eval", "--generated", str(tmp_path / "a"), "--data", str(tmp_path / "b")]
+    words += ["--fid-weights", str(judged), "--protocol", "original"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--frechet", "rfid-torch-fidelity", "--json"])
+    told = capsys.readouterr()
+    assert not ended.value.code, told.err
+    scores = json.loads(told.out)
+    network = Inception.from_file(judged, "torch-fidelity")
+    images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+    features = torch.cat([network(one) for one in images.split(1)]).numpy()
+    weight = torch.load(judged, weights_only=True)["fc.weight"].numpy()
+    mean, spread = score_by_hand(features @ weight.T)
+    assert 1 < mean < 1008
+    assert scores["other_inception_score_mean"] == pytest.approx(mean, rel=1e-4)
+    assert scores["other_inception_score_std"] == pytest.approx(spread, rel=1e-3, abs=1e-6)
+    assert "inception_score_mean" not in scores, "not the published weights"
+
+
+def test_why_there_is_no_inception_score(
+    tmp_path: Path, judged: Path, networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "a", 2, 1)
+    chosen, images = protocol("original"), Images(tmp_path / "a")
+
+    def missing(networks: Networks) -> str:
+        seen = Seen(networks, chosen, keep=True, classes=True).add(images)
+        reason: str = compare(seen, seen)["inception_score_missing"]
+        return reason
+
+    assert "weights are missing" in missing(networks)
+    fidelity = Inception.from_file(judged, "torch-fidelity")
+    monkeypatch.setattr(fidelity, "forward", lambda x: x.mean((-2, -1)).repeat(1, 1000)[:, :2048])
+    assert missing(Networks(inceptions=[fidelity])) == "it needs 10 samples at least"
+    fidelity.classifier = None
+    assert missing(Networks(inceptions=[fidelity])) == "the weights hold no classifier"
+    fidelity.convention = "pytorch-fid"
+    assert "--frechet rfid-torch-fidelity" in missing(Networks(inceptions=[fidelity]))
+    with pytest.raises(WetokError, match="no classifier"):
+        fidelity.logits(torch.zeros(1, 2048))
+
+
 def test_what_can_not_be_compared(tmp_path: Path, networks: Networks) -> None:
     pictures(tmp_path / "one", 1, 1)
     pictures(tmp_path / "two", 2, 1)
@@ -149,6 +241,7 @@ def test_command(
     assert json.loads(Path(receipt).read_text())["arguments"]["generated"] == samples
     code, out, err = wetok("eval", "--generated", samples, "--data", real)
     assert code == 0 and "4 samples against 4 images" in out and "precision-vgg" in out
+    assert "no Inception score: the FID network's weights are missing" in out
     for words, message in (
         (["--data", real, "-m", "tiny-48x"], "-m means nothing with --generated"),
         ([], "needs --data (real images) or --reference, one of the two"),

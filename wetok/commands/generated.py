@@ -32,6 +32,7 @@ def score_generated(
     from wetok.evaluate.frechet import Moments
     from wetok.evaluate.generated import Images, Seen, compare
     from wetok.evaluate.protocols import protocol as find_protocol
+    from wetok.weights import here
 
     if bool(data) == bool(reference):
         raise WetokError("--generated needs --data (real images) or --reference, one of the two")
@@ -41,6 +42,8 @@ def score_generated(
         raise WetokError(f"--receipt {receipt}: there is no such folder; make it")
     made = Images(samples)
     real = Images(data[0]) if data else None
+    if frechet is None and (fid_weights is not None or here("inception-fid")):
+        frechet = ["rfid", "rfid-torch-fidelity"]  # the second is the Inception score's
     networks = networks_for(["none"], frechet, fid_weights)
     if not networks.dims:
         raise WetokError(
@@ -52,7 +55,7 @@ def score_generated(
     with ExitStack() as stack:
         total = len(made) + (len(real) if real else 0)
         step = stack.enter_context(progress(total, "looking"))
-        seen = Seen(networks, chosen, keep=real is not None).add(made, step)
+        seen = Seen(networks, chosen, keep=real is not None, classes=True).add(made, step)
         against = Seen(networks, chosen, keep=True).add(real, step) if real else moments
     summary = compare(seen, against)
     if receipt is not None:
@@ -84,7 +87,13 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
             table.add_row(name.replace("fid", "FID").replace("fd-", "FD-"), f"{value:.3f}")
         elif name.startswith(("precision", "recall")):
             table.add_row(name, f"{value:.3f}")
+        elif name.endswith("inception_score_mean"):
+            spread = summary[name.replace("_mean", "_std")]
+            title = "Inception score" if name.startswith("i") else "Inception score, other weights"
+            table.add_row(title, f"{value:.3f} +- {spread:.3f}")
     show(table)
+    if "inception_score_missing" in summary:
+        typer.echo(f"no Inception score: {summary['inception_score_missing']}")
     typer.echo(f"protocol {summary['protocol']}: {summary['protocol_description']}")
     hashes = [f"{name} {digest}" for name, digest in summary["frechet_weights"].items()]
     typer.echo(", ".join(hashes))

@@ -1,8 +1,9 @@
-"""How samples compare with real images as a set: Frechet distance, precision and recall."""
+"""How samples compare with real images as a set: Frechet distance, precision, recall; scores."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from wetok.config import WetokError
 from wetok.data.images import find_images
 from wetok.evaluate.evaluation import versions
 from wetok.evaluate.frechet import FeatureStatistics, Moments, frechet_distance
-from wetok.evaluate.networks import Networks
+from wetok.evaluate.inception import Inception
+from wetok.evaluate.networks import Networks, frechet_name
 from wetok.evaluate.protocols import Protocol, preprocessing_hash
 
 NEIGHBOURS = 3
 """k of precision and recall."""
+SPLITS = 10
+"""Parts of the samples that an Inception score is the mean of."""
+_ORDER = 2020  # seed of the order that they are split in, as torch-fidelity's
 _BLOCK = 1024  # rows of a table of distances
 
 
@@ -74,10 +79,16 @@ class Seen:
     Args:
         keep: whether single features are kept, for precision and recall: 2 kB (`fd-vgg`) or 8 kB
             an image.
+        classes: whether what the FID network takes images for is kept, for the Inception score:
+            4 kB an image.
     """
 
-    def __init__(self, networks: Networks, protocol: Protocol, keep: bool) -> None:
+    def __init__(
+        self, networks: Networks, protocol: Protocol, keep: bool, classes: bool = False
+    ) -> None:
         self.networks, self.protocol, self.keep = networks, protocol, keep
+        self.judge = judge(networks) if classes else None
+        self.logits: list[Tensor] = []
         self.statistics = {name: FeatureStatistics(width) for name, width in networks.dims.items()}
         self.features: dict[str, list[Tensor]] = {name: [] for name in networks.dims}
         self.count = 0
@@ -96,6 +107,9 @@ class Seen:
                 self.statistics[name].update(feature)
                 if self.keep:
                     self.features[name].append(feature.cpu())
+            if self.judge is not None:
+                feature = looked.features[frechet_name(self.judge)]
+                self.logits.append(self.judge.logits(feature).cpu())
             self._digest.update(content)
             self.count += 1
             step()
@@ -116,6 +130,10 @@ def compare(samples: Seen, real: Seen | Mapping[str, Moments]) -> dict[str, Any]
     Recall Metric for Assessing Generative Models", NeurIPS 2019, k = 3); these need `real` as
     images, with features kept on both sides.
 
+    `inception_score_mean` and `_std` are torch-fidelity's (`inception_score`), of samples whose
+    classes were kept; with other than the published weights they are called
+    `other_inception_score_...`. Where there are none, `inception_score_missing` says why.
+
     Raises:
         WetokError: fewer than two images, statistics of another network or protocol, or of none
             that is measured.
@@ -133,6 +151,7 @@ def compare(samples: Seen, real: Seen | Mapping[str, Moments]) -> dict[str, Any]
     }
     if isinstance(real, Seen):
         result |= {"real": real.count, "real_hash": real.content_hash}
+    result |= _scored(samples)
     for name, counted in samples.statistics.items():
         if isinstance(real, Seen):
             moments = real.statistics[name].moments()
@@ -157,6 +176,51 @@ def compare(samples: Seen, real: Seen | Mapping[str, Moments]) -> dict[str, Any]
         listed = ", ".join(real) if not isinstance(real, Seen) else ""
         raise WetokError(f"--reference is of {listed}, which is not measured; give --frechet")
     return {**result, "versions": versions()}
+
+
+def judge(networks: Networks) -> Inception | None:
+    """The network of torch-fidelity's convention, if it is there with its classifier."""
+    for network in networks.inceptions.values():
+        if network.convention == "torch-fidelity" and network.classifier is not None:
+            return network
+    return None
+
+
+def _scored(samples: Seen) -> dict[str, Any]:
+    if samples.judge is None:
+        conventions = {one.convention for one in samples.networks.inceptions.values()}
+        return {
+            "inception_score_missing": "the FID network's weights are missing (wetok weights)"
+            if not conventions
+            else "it needs --frechet rfid-torch-fidelity"
+            if "torch-fidelity" not in conventions
+            else "the weights hold no classifier"
+        }
+    if samples.count < SPLITS:
+        return {"inception_score_missing": f"it needs {SPLITS} samples at least"}
+    mean, spread = inception_score(torch.cat(samples.logits))
+    called = "inception_score" if samples.judge.published else "other_inception_score"
+    return {f"{called}_mean": mean, f"{called}_std": spread}
+
+
+def inception_score(logits: Tensor, splits: int = SPLITS) -> tuple[float, float]:
+    """Mean and standard deviation, over the splits, of exp E[KL(p(y|x) || p(y))].
+
+    Salimans et al., "Improved Techniques for Training GANs" (NeurIPS 2016), in torch-fidelity's
+    convention: the samples' order is drawn anew (NumPy's RandomState(2020)) before they are split.
+
+    Args:
+        logits: [N,K], N >= splits.
+    """
+    order = np.random.RandomState(_ORDER).permutation(len(logits))
+    logs = logits[torch.from_numpy(order)].double().log_softmax(1)
+    scores = []
+    for split in range(splits):
+        own = logs[split * len(logs) // splits : (split + 1) * len(logs) // splits]
+        overall = own.logsumexp(0) - math.log(len(own))
+        divergence = (own.exp() * (own - overall)).sum(1)
+        scores.append(divergence.mean().exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def covered(points: Tensor, among: Tensor) -> float:

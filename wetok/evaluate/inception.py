@@ -183,8 +183,11 @@ class Inception(nn.Module):
 
         [B,3,H,W] in [-1,1] -> 299 x 299 -> stem -> blocks A, B, C, D, E -> mean -> [B,2048]
 
-    Frozen, always in evaluation mode. The classifier of the published file is left out.
+    Frozen, always in evaluation mode. Of the classifier of the published file the weights are kept,
+    where they are there: the Inception score looks through them, without the bias.
     """
+
+    classifier: Tensor | None
 
     weights_hash: str | None = None
     """The first 16 hex digits of the SHA-256 of the weights' file."""
@@ -212,6 +215,7 @@ class Inception(nn.Module):
         self.Mixed_7a = _BlockD()
         self.Mixed_7b = _BlockE(1280, last=False)
         self.Mixed_7c = _BlockE(2048, last=True)
+        self.register_buffer("classifier", None, persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -226,7 +230,9 @@ class Inception(nn.Module):
             network = cls(convention)
         try:
             data = Path(path).read_bytes()
-            network.load_state_dict(_needed(_read(data)), assign=True)
+            state = _read(data)
+            network.load_state_dict(_needed(state), assign=True)
+            network.classifier = _classifier(state)
         except (
             *(OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError),
             *(pickle.UnpicklingError, AttributeError, TypeError),
@@ -261,6 +267,18 @@ class Inception(nn.Module):
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         return x.mean((-2, -1))
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Of features [B,2048] the 1008 classes, without the bias: [B,1008].
+
+        So the published Inception scores are computed: the graph's own product leaves it out.
+
+        Raises:
+            WetokError: the weights came without the classifier.
+        """
+        if self.classifier is None:
+            raise WetokError("these weights of the FID Inception hold no classifier (fc.weight)")
+        return features @ self.classifier.T
+
 
 def resized(images: Tensor, convention: Convention) -> Tensor:
     """[B,3,H,W] in [-1,1] to the network's input [B,3,299,299], by the convention."""
@@ -292,6 +310,14 @@ def _read(data: bytes) -> dict[str, Tensor]:
             raise ValueError(f"it holds a {type(state).__name__}")
         return state
     return load(data)
+
+
+def _classifier(state: dict[str, Tensor]) -> Tensor | None:
+    """[1008,2048], where the file holds it."""
+    weight = state.get("fc.weight")
+    if weight is not None and (weight.ndim != 2 or weight.shape[1] != DIMS):
+        raise ValueError(f"fc.weight is {list(weight.shape)}, not [1008,{DIMS}]")
+    return None if weight is None else weight.float()
 
 
 def _needed(state: dict[str, Tensor]) -> dict[str, Tensor]:
