@@ -68,3 +68,25 @@ def test_what_can_not_be_mapped() -> None:
         Vocabulary(1, 2, rows=False).decode(torch.tensor([[4, 0, 5]]))
     with pytest.raises(WetokError, match="base of 0 or more"):
         Vocabulary(1, 2, base=-1)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_what_is_allowed_is_what_decodes(rows: bool) -> None:
+    vocabulary = Vocabulary(groups=2, group_bits=3, base=7, rows=rows)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(8, (5, 2, 3, 4), generator=generator)
+    length = vocabulary.length(3, 4)
+    for place, tokens in enumerate(vocabulary.encode(ids).T):
+        assert set(tokens.tolist()) <= set(vocabulary.allowed(place, 3, 4))
+    for _ in range(20):  # any choice among them is an image, and comes back
+        chosen = []
+        for place in range(length):
+            some = vocabulary.allowed(place, 3, 4)
+            chosen.append(some[int(torch.randint(len(some), (1,), generator=generator))])
+        sequence = torch.tensor([chosen])
+        assert torch.equal(vocabulary.encode(vocabulary.decode(sequence, width=4)), sequence)
+    everything = {token for place in range(length) for token in vocabulary.allowed(place, 3, 4)}
+    assert everything == set(range(7, 7 + vocabulary.size))
+    for place in (-1, length):
+        with pytest.raises(WetokError, match=rf"place={place} must lie in \[0, {length}\)"):
+            vocabulary.allowed(place, 3, 4)

@@ -66,6 +66,29 @@ class Vocabulary:
         """Tokens of an image of that many positions down and across."""
         return height * (width * self.groups + self.rows) + 2
 
+    def allowed(self, place: int, height: int, width: int) -> list[int]:
+        """What may stand at `place` of the sequence of an image of height x width positions.
+
+        For constrained generation: whatever is chosen place by place among these, `decode` takes.
+
+        Raises:
+            WetokError: a place outside [0, length).
+        """
+        if not 0 <= place < self.length(height, width):
+            raise WetokError(
+                f"place={place} must lie in [0, {self.length(height, width)}), the length of an "
+                f"image of {height} x {width} positions"
+            )
+        if place == 0:
+            return [self.begin]
+        if place == self.length(height, width) - 1:
+            return [self.end]
+        column = (place - 1) % (width * self.groups + self.rows)
+        if column == width * self.groups:
+            return [self.row]
+        first = self.base + column % self.groups * self.codes
+        return list(range(first, first + self.codes))
+
     def encode(self, ids: Tensor) -> Tensor:
         """Sequences [B,T] of int64 from ids [B,g,h,w].
 
