@@ -94,16 +94,12 @@ class MaskedGenerator(nn.Module):
         return logits.unflatten(-1, (config.groups, config.codes))
 
     def loss(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Cross-entropy in nats of ids hidden at random, the mean over each group's: [g].
+        """Cross-entropy in nats of ids hidden at random (`hide`), the mean over each group's: [g].
 
-        Of every image a share cos(pi u / 2) is hidden, u ~ U(0, 1), at least one id. In training
-        targets are smoothed by `config.smoothing`. A group of which none was hidden counts 0.
+        In training targets are smoothed by `config.smoothing`. A group of which none was hidden
+        counts 0.
         """
-        config, count = self.config, self.config.positions * self.config.groups
-        share = torch.cos(math.pi / 2 * torch.rand(len(ids), device=ids.device))
-        number = (share * count).ceil().clamp(1, count)
-        order = torch.rand(len(ids), count, device=ids.device).argsort(dim=1).argsort(dim=1)
-        hidden = (order < number[:, None]).view(ids.shape)
+        config, hidden = self.config, self.hide(ids)
         logits = wide(self(ids, hidden, labels)).permute(0, 2, 1, 3)  # [B,g,h w,2^d']
         nats = F.cross_entropy(
             logits.flatten(0, 2),
@@ -113,6 +109,17 @@ class MaskedGenerator(nn.Module):
         ).view(len(ids), config.groups, -1)
         chosen = hidden.flatten(2).to(nats.dtype)
         return (nats * chosen).sum((0, 2)) / chosen.sum((0, 2)).clamp_min(1)
+
+    def hide(self, ids: Tensor) -> Tensor:
+        """Which of the ids [B,g,h,w] are hidden in training.
+
+        Of every image it is a share cos(pi u / 2), u ~ U(0, 1), and at least one id.
+        """
+        count = self.config.positions * self.config.groups
+        share = torch.cos(math.pi / 2 * torch.rand(len(ids), device=ids.device))
+        number = (share * count).ceil().clamp(1, count)
+        order = torch.rand(len(ids), count, device=ids.device).argsort(dim=1).argsort(dim=1)
+        return (order < number[:, None]).view(ids.shape)
 
     def _read(self, ids: Tensor, hidden: Tensor) -> Tensor:
         """[B,h w,g] each -> [B,h w,C]."""
