@@ -123,7 +123,11 @@ def _settings() -> str:
     sys.path.insert(0, str(ROOT))
     from wetok import config
 
-    blocks = {"model": config.ModelConfig, "data": config.DataConfig, "loss": config.LossConfig}
+    blocks: dict[str, Any] = {
+        "model": config.ModelConfig,
+        "data": config.DataConfig,
+        "loss": config.LossConfig,
+    }
     blocks |= {"optimizer": config.OptimizerConfig, "gan": config.GanConfig}
     blocks |= {"run": config.RunConfig, "phases": config.Phase}
     lines = []

@@ -14,7 +14,7 @@ INK, PAPER, FAINT = "#1f2933", "#fffffe", "#9aa5b1"
 """The site shows these three in the page's own colours (hooks.py); all others stay."""
 TEAL, ORANGE, VIOLET, GREEN = "#2a8c9e", "#d9772b", "#8a63c4", "#5a9a4a"
 GROUPS = (TEAL, ORANGE, VIOLET, GREEN)
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
     "svg.hashsalt": "wetok",  # the same drawing is the same bytes
     "font.family": "DejaVu Sans",
