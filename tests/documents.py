@@ -56,6 +56,8 @@ ELSEWHERE: dict[str, str] = {
     "docs/compare.md": "tests/evaluate/test_compare_doc.py",
     "docs/data.md": "tests/data/test_data_doc.py",
     "docs/evaluation.md": "tests/evaluate/test_evaluation_doc.py",
+    "docs/export.md": "tests/export/test_export_doc.py",
+    "docs/from-vector-quantize-pytorch.md": "tests/export/test_export_doc.py",
     "docs/generation.md": "tests/test_generation_doc.py",
     "docs/tokenize.md": "tests/tokenize/test_tokenize_doc.py",
 }
