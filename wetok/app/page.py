@@ -340,12 +340,14 @@ class _Page:
         def on_choice(seen: Any, label: Any, seed: Any) -> dict[Any, Any]:
             if seen is None:
                 return self._model_changed(label)
+            if seed is None:  # the field is empty while somebody types
+                return {self.seen: seen}
             try:
                 found = desk.again(seen, label, seed)
             except WetokError as error:  # tokens of another model: back to their own
                 gr.Warning(str(error))
                 return self._model_changed(seen.label) | {self.model: seen.label}
-            return {} if found is seen else self._show(found)
+            return {self.seen: seen} if found is seen else self._show(found)
 
         def reconstruct(path: Any, label: Any, seed: Any) -> dict[Any, Any]:
             return on_photo(path, label, seed)
@@ -590,7 +592,8 @@ def _path_of(payload: Any) -> str | None:
 
 def _told(error: WetokError) -> gr.Error:
     """A mistake of the visitor's, as the page tells it: a sentence, and no traceback in the log."""
-    return gr.Error(str(error), duration=12, print_exception=False, title="That did not work")
+    text = str(error)
+    return gr.Error(text[:1].upper() + text[1:], duration=12, print_exception=False)
 
 
 def _polite(action: Callable[..., Any]) -> Callable[..., Any]:

@@ -95,7 +95,8 @@ def application(page: Any, folder: Path, limits: Limits) -> Any:
         pwa=False,
         mcp_server=False,
         theme=theme(),
-        css_paths=[CSS],
+        # Given as `css`, Gradio would put a prefix before each rule, and miss those of phones.
+        head=f"<style>{CSS.read_text('utf-8')}</style>",
     )
     return Guard(cast(App, app), folder, limits.max_bytes)
 
