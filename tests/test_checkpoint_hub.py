@@ -38,6 +38,8 @@ class Hub(ThreadingHTTPServer):
         self.seen: list[str] = []
         self.cut: set[str] = set()
         """Files whose bodies break off halfway."""
+        self.refusing: int | None = None
+        """The status that writers get."""
 
     @property
     def url(self) -> str:
@@ -103,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.seen.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.refusing:
+            return self.answer(self.server.refusing)
         if self.path == "/api/repos/create":
             asked = json.loads(body)
             repo = f"{asked.get('organization') or 'someone'}/{asked['name']}"

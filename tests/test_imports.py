@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "wetok"
 
-BASE = {"config", "presets", "checkpoint", "weights", "distributed", "locking", "memory"}
+BASE = {"config", "presets", "checkpoint", "weights", "distributed", "hub", "locking", "memory"}
 PARTS = {"model", "losses", "data", "codec", "generate"}
 JOINS = {"train", "evaluate", "released", "tokenize", "export", "adapters"}
 FRONT = {"commands", "app"}

@@ -33,6 +33,7 @@ __all__ = [
 _HOME = {
     "GroupedQuantizer": "wetok.model.quantizer",
     "Tokenizer": "wetok.model.tokenizer",
+    "WetokAutoencoder": "wetok.adapters.diffusers",  # pipelines of diffusers look for it here
     "Tokens": "wetok.codec.tokens",
     "WetokError": "wetok.config",
     "load": "wetok.checkpoint",

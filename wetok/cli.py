@@ -26,6 +26,7 @@ COMMANDS = {
     "coding": "Learn tables by which a model's .wetok files get smaller.",
     "export": "Write a model as ONNX, torch.export or AOTInductor programs.",
     "import": "Read a published checkpoint into a model folder.",
+    "push": "Upload a model to the Hugging Face Hub.",
     "train": "Train a tokenizer, or a generator, from a recipe.",
     "tokenize": "Turn a data set into token shards.",
     "detokenize": "Turn token shards back into images.",

@@ -50,18 +50,17 @@ class EncoderProgram(nn.Module):
     A bit is 1 where the latent is > 0, so exactly 0, and NaN too, give bit 0.
     """
 
-    weights: Tensor
-
     def __init__(self, network: TokenizerNetwork) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.groups, self.group_bits = network.config.groups, network.config.group_bits
-        device = next(network.parameters()).device
-        self.register_buffer("weights", 2 ** torch.arange(self.group_bits, device=device), False)
 
     def forward(self, image: Tensor) -> Tensor:
         positive = (self.encoder(image) > 0).unflatten(1, (self.groups, self.group_bits))
-        return (positive.long() * self.weights[:, None, None]).sum(2)
+        ids = positive[:, :, 0].long()
+        for k in range(1, self.group_bits):  # ONNX Runtime's sum of int64 is exact to 2^53 only
+            ids = ids + positive[:, :, k].long() * 2**k
+        return ids
 
 
 class DecoderProgram(nn.Module):
