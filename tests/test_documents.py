@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -42,6 +43,13 @@ def test_no_page_is_left_out() -> None:
         by_hand = Path(page).name in text and "exec(compile(" in text
         assert f'run("{page}"' in text or f'python_of("{page}")' in text or by_hand, page
     assert set(SHOWING) >= OWN
+
+
+def test_no_page_waits_for_something() -> None:
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        found = re.search(r"@@\w+@@|^[A-Z]{5,}$|\b(?:TODO|TBD|FIXME|XXX)\b", text, re.MULTILINE)
+        assert not found, f"{named(page)}: {found[0]}"
 
 
 @pytest.mark.parametrize("page", PLAIN)
