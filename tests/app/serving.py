@@ -175,8 +175,10 @@ class Visit:
 
     def toast(self) -> str:
         """What the page complains of, once; it is then put away."""
-        self.until(lambda: self.all(".toast-body"))
-        text = "\n".join(one.text for one in self.all(".toast-body"))
+        # Its words fade in.
+        text = str(
+            self.until(lambda: "\n".join(one.text for one in self.all(".toast-body")).strip("×\n"))
+        )
         for button in self.all(".toast-body button"):
             self.click(button)
         self.until(lambda: not self.all(".toast-body"))
