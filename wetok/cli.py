@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": "Compare models with one another and with JPEG, WebP, AVIF at equal bytes.",
     "app": "Show a page in the browser: drop a photo, see what its tokens keep.",
     "ablate": "The paper's tables in miniature: entropies and trained variants, with seeds.",
+    "bench": "Measure how fast a model is on this machine, in each precision.",
     "weights": "List, import and find pretrained parts.",
 }
 """Name -> what it does, in the order of the help; the code is in `wetok.commands.<name>`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,6 +19,7 @@ from wetok.config import WetokError
 from wetok.model import strips
 from wetok.model.layers import code_statistics, space_to_depth
 from wetok.model.network import TokenizerNetwork
+from wetok.model.running import bf16_is_fast, in_bf16
 from wetok.model.stages import decoder_stages, encoder_stages
 from wetok.model.strips import Activation, cut, in_strips, scratch_bytes
 
@@ -51,26 +53,37 @@ def joined(bands: Iterator[tuple[int, Tensor]]) -> Tensor:
     return torch.cat(parts, 2)
 
 
-def check(both: TokenizerNetwork, height: int, width: int, strip_bytes: int) -> int:
+def emulated() -> bool:
+    return not bf16_is_fast(CPU)
+
+
+@torch.no_grad()
+def check(
+    both: TokenizerNetwork, height: int, width: int, strip_bytes: int, bf16: bool = False
+) -> int:
     """The encoder's and the decoder's output against the whole image's; the strips it took."""
     factor, patch = both.config.factor, both.config.patch
     image = torch.rand(1, 3, height * factor, width * factor) * 2 - 1
+    if bf16:
+        both.encoder, both.decoder = in_bf16(both.encoder), in_bf16(both.decoder)
     stem = space_to_depth(image, patch)
     latent = both.encoder(image)
     code = torch.where(latent > 0, 1.0, -1.0)
-    noise = torch.randn_like(code) if both.config.generative else None
+    noise = torch.randn(code.shape) if both.config.generative else None
     entry = code if noise is None else torch.cat([code, noise], 1)
     pixels = both.decoder(code, noise)
     condition = code_statistics(code)
     one, two = encoder_stages(both.encoder), decoder_stages(both.decoder)
     got = joined(in_strips(one, Held(stem), CPU, strip_bytes=strip_bytes))
     again = joined(in_strips(two, Held(entry), CPU, condition, strip_bytes=strip_bytes))
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    assert got.dtype == latent.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    if torch.backends.cpu.get_cpu_capability() == "AVX512" and not (bf16 and emulated()):
         assert torch.equal(got, latent)
         assert torch.equal(again, pixels)
     else:
-        torch.testing.assert_close(got, latent, rtol=0, atol=1e-4)
-        torch.testing.assert_close(again, pixels, rtol=0, atol=1e-4)
+        far = 0.1 if bf16 else 1e-4
+        torch.testing.assert_close(got, latent, rtol=0, atol=far)
+        torch.testing.assert_close(again, pixels, rtol=0, atol=far)
     count = 0
     for stages, shape in ((one, Held(stem).shape), (two, Held(entry).shape)):
         for stage in stages:
@@ -94,7 +107,8 @@ def test_any_network_and_size(data: st.DataObject) -> None:
     }
     both = network(changes, data.draw(st.integers(0, 99), "weights"))
     size = (data.draw(st.integers(1, 40), "height"), data.draw(st.integers(1, 40), "width"))
-    check(both, *size, 1 << data.draw(st.integers(10, 18), "strip bytes"))
+    strip_bytes = 1 << data.draw(st.integers(10, 18), "strip bytes")
+    check(both, *size, strip_bytes, data.draw(st.booleans(), "bf16"))
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 45, 61), (2, 64, 64), (2, 45, 61)])
@@ -103,6 +117,15 @@ def test_many_strips_of_a_wider_network(count: int, height: int, width: int) -> 
     torch.set_num_threads(count)
     both = network({"bits": 32, "channels": 64, "mults": (1, 2), "patch": 2, "blocks": 1})
     assert check(both, height, width, 1 << 18) >= 8
+    assert check(both, height, width, 1 << 18, bf16=True) >= 8
+
+
+def test_no_bfloat16_takes_another_silu_at_the_end_of_a_tensor() -> None:
+    """Strips need no `kernels.silu` then: by registers or one by one, the results are the same."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    every = every[every.isfinite()]
+    alone = torch.cat([F.silu(part.clone(), inplace=True) for part in every.split(8)])
+    assert torch.equal(F.silu(every.clone(), inplace=True), alone)
 
 
 def test_strips_cover_the_output_once() -> None:
@@ -124,10 +147,12 @@ def test_scratch_bytes_is_what_the_files_hold(blocks: int, monkeypatch: pytest.M
     most = 0
 
     class Watched(Activation):
-        def __init__(self, shape: tuple[int, int, int], folder: str | Path | None) -> None:
+        def __init__(
+            self, shape: tuple[int, int, int], folder: str | Path | None, dtype: torch.dtype
+        ) -> None:
             nonlocal most
-            super().__init__(shape, folder)
-            live[id(self)] = 4 * shape[0] * shape[1] * shape[2]
+            super().__init__(shape, folder, dtype)
+            live[id(self)] = dtype.itemsize * shape[0] * shape[1] * shape[2]
             most = max(most, sum(live.values()))
 
         def close(self) -> None:

@@ -56,6 +56,9 @@ class Tokens:
     The smaller, the less certain the bit."""
     tables: CodingTables | None = None
     """What entropy-codes these tokens well when they are saved; no part of their value."""
+    uncertain: float | None = None
+    """Of tokens encoded in bf16: the share of bits whose latent was within the measured error of
+    zero, and which float32 may have made otherwise. None in float32; no part of their value."""
 
     def __post_init__(self) -> None:
         import torch

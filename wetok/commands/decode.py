@@ -30,6 +30,7 @@ def command(
         ),
     ] = None,
     tiles: options.Tiles = "auto",
+    precision: options.Precision = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -59,7 +60,7 @@ def command(
     def tokenizer_for(name: str) -> Tokenizer:
         if name not in loaded:
             try:
-                loaded[name] = options.load(name, device)
+                loaded[name] = options.load(name, device, precision, tiles=tiles)
             except WetokError as error:
                 if model is not None:
                     raise

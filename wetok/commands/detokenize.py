@@ -34,6 +34,7 @@ def command(
     ] = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Turn token shards back into images.
 
@@ -60,7 +61,7 @@ def command(
             problems.append(str(error))
     if not opened:
         raise WetokError(problems[0])
-    tokenizer = _tokenizer(opened, model, device)
+    tokenizer = _tokenizer(opened, model, device, precision)
     made = left = 0
     names = None if chosen == "webdataset" else Names(opened)
     with progress(len(opened), "decoding") as advance:
@@ -84,7 +85,7 @@ def command(
         raise typer.Exit(SOME_FAILED if made or left else ALL_FAILED)
 
 
-def _tokenizer(opened: list[Shard], model: str | None, device: str) -> Tokenizer:
+def _tokenizer(opened: list[Shard], model: str | None, device: str, precision: str) -> Tokenizer:
     from wetok.config import WetokError
 
     made_by = opened[0].model
@@ -95,7 +96,7 @@ def _tokenizer(opened: list[Shard], model: str | None, device: str) -> Tokenizer
                 f"{made_by.name!r}: take them one by one"
             )
     try:
-        tokenizer = options.load(model or made_by.name, device)
+        tokenizer = options.load(model or made_by.name, device, precision)
     except WetokError as error:
         if model is not None:
             raise

@@ -19,6 +19,7 @@ def command(
         typer.Option(help="auto, packed (fixed length) or entropy; auto takes the smallest."),
     ] = "auto",
     tiles: options.Tiles = "auto",
+    precision: options.Precision = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -44,7 +45,7 @@ def command(
         raise WetokError(f"--coding {coding!r} must be one of {', '.join(get_args(Coding))}")
     batch = plan(inputs, out, ".wetok", find_images, force=force)
     tiling = Tiling.of(cast(Mode, tiles))
-    tokenizer = options.load(model, device)
+    tokenizer = options.load(model, device, precision, tiles=tiles)
 
     def work(job: Job) -> str:
         image = open_image(job.source, unlimited=tiling.mode in ("fast", "exact"))
@@ -53,9 +54,10 @@ def command(
         tokens.save(job.target, cast(Coding, coding))
         size = job.target.stat().st_size
         bpp = 8 * size / (image.width * image.height)
+        told = "" if tokens.uncertain is None else f", {tokens.uncertain:.2%} of bits uncertain"
         return (
             f"{job.source} -> {job.target}  "
-            f"{image.width}x{image.height}, {size:,} bytes, {bpp:.3f} bits a pixel"
+            f"{image.width}x{image.height}, {size:,} bytes, {bpp:.3f} bits a pixel{told}"
         )
 
     batch.run(work, doing="encoding")

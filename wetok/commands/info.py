@@ -62,6 +62,8 @@ def _model(name: str) -> dict[str, Any]:
         "ratio": config.ratio,
         "encoder_parameters": encoder,
         "decoder_parameters": decoder,
+        "encodes": f"on {tokenizer.device}: {tokenizer.way('encode')}",
+        "decodes": f"on {tokenizer.device}: {tokenizer.way('decode')}",
         **shape,
     }
 

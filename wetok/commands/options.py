@@ -39,6 +39,13 @@ Tiles = Annotated[
         "(in tiles: a few bits differ), or auto: off where memory allows it, else exact."
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="float32, bf16 (faster; bits near zero may differ), or auto: float32 to encode, bf16 "
+        "to decode where the device is faster at it."
+    ),
+]
 Lpips = Annotated[
     list[str] | None,
     typer.Option(help="LPIPS network, alex, vgg or none; repeatable.  [default: those here]"),
@@ -56,16 +63,23 @@ FidWeights = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def load(model: str, device: str) -> Tokenizer:
-    """The tokenizer called `model`, on `device`.
+def load(
+    model: str, device: str, precision: str = "auto", *, tiles: str | None = None
+) -> Tokenizer:
+    """The tokenizer called `model`, on `device`, for a program that does nothing else.
+
+    Args:
+        tiles: of the command, if it has the option: images that it is for can be large.
 
     Raises:
-        WetokError: no such model, or no such device.
+        WetokError: no such model, no such device, or no such precision.
     """
     import torch
 
     from wetok import checkpoint
+    from wetok.memory import keep_freed_memory
 
+    keep_freed_memory(large=tiles in ("auto", "off"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return checkpoint.load(model, device)
+    return checkpoint.load(model, device, precision=precision)

@@ -19,6 +19,7 @@ def command(
     ] = False,
     seed: options.Seed = 0,
     tiles: options.Tiles = "auto",
+    precision: options.Precision = "auto",
     force: options.Force = False,
     device: options.Device = "auto",
 ) -> None:
@@ -41,7 +42,7 @@ def command(
 
     batch = plan(inputs, out, ".png", find_images, force=force)
     tiling = Tiling.of(cast(Mode, tiles))
-    tokenizer = options.load(model, device)
+    tokenizer = options.load(model, device, precision, tiles=tiles)
 
     def work(job: Job) -> str:
         original = open_image(job.source, unlimited=tiling.mode in ("fast", "exact"))

@@ -199,6 +199,7 @@ class Evaluation:
             or (name.startswith("lpips-") and ":" not in name)  # those are in "of_samples"
             or name.endswith("_seconds")
         ]
+        precision = getattr(self.system, "precision", None)
         return {
             **about,
             **self._sizes(),
@@ -207,6 +208,7 @@ class Evaluation:
             **self._codes(),
             **({"of_samples": self._of_samples()} if len(self.seeds) > 1 else {}),
             "device": self.system.device.type,
+            **({"precision": precision} if precision is not None else {}),
             "versions": versions(),
         }
 

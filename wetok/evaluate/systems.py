@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wetok.codec.tokens import Tokens
 from wetok.evaluate import protocols
 from wetok.evaluate.containers import payload_bytes
 from wetok.model.tokenizer import Tokenizer
@@ -92,7 +93,9 @@ class FileSystem(System, Protocol):
 
 
 class TokenizerSystem:
-    """A wetok model as a `System`."""
+    """A wetok model as a `System`, in float32 both ways: scores don't depend on the processor."""
+
+    precision = "float32"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -114,11 +117,11 @@ class TokenizerSystem:
 
     def reconstruct(self, image: Tensor, seeds: Sequence[int]) -> Reconstruction:
         began = now(self.device)
-        tokens = self.tokenizer.encode(image)
+        tokens = self.tokenizer.encode(image, precision=self.precision)
         encoded = now(self.device)
-        images = [self.tokenizer.decode(tokens, seed=seeds[0], output="float")]
+        images = [self._decoded(tokens, seeds[0])]
         decoded = now(self.device)
-        images += [self.tokenizer.decode(tokens, seed=seed, output="float") for seed in seeds[1:]]
+        images += [self._decoded(tokens, seed) for seed in seeds[1:]]
         file = tokens.to_bytes()
         return Reconstruction(
             images,
@@ -129,6 +132,12 @@ class TokenizerSystem:
             encode_seconds=encoded - began,
             decode_seconds=decoded - encoded,
         )
+
+    def _decoded(self, tokens: Tokens, seed: int) -> Tensor:
+        image: Tensor = self.tokenizer.decode(
+            tokens, seed=seed, output="float", precision=self.precision
+        )
+        return image
 
 
 def now(device: torch.device) -> float:

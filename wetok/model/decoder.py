@@ -84,6 +84,7 @@ class Decoder(nn.Module):
         if self.generative != (noise is not None):
             state = "needs noise beside the code" if self.generative else "takes no noise"
             raise WetokError(f"noise={'None' if noise is None else 'given'}: this decoder {state}")
+        code = code.to(self.conv_in.weight.dtype)
         if noise is None:
             return self.conv_in(code)
         # conv_in over [code, noise] as a sum of two: while the noise half is zero the sum is

@@ -56,7 +56,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[B,3,H,W] in [-1,1] -> latent [B,d,h,w]."""
         x = space_to_depth(image, self.patch) if self.patch > 1 else image
-        x = self.conv_in(x)
+        x = self.conv_in(x.to(self.conv_in.weight.dtype))
         for level in self.down:
             x = level(x)
         for block in self.mid_block:

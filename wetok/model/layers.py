@@ -43,11 +43,19 @@ class GroupNorm(nn.GroupNorm):
         Values and gradients are those of the two operations to the last bit; the norm is computed
         again in backward, at a hundredth of a step's time.
         """
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return F.silu(self(x))
+        if is_used():
+            return F.silu(self(x), inplace=True)  # of a new tensor: a pass over memory less
         wide = x.dtype != torch.float64 and (self.widens or _is_widened(x.device.type))
         result: Tensor = _NormSilu.apply(x, self.weight, self.bias, self.num_groups, self.eps, wide)
         return result
+
+
+def is_used() -> bool:
+    """Whether a pass is for its result alone: not trained, compiled or exported."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (torch.is_grad_enabled() or traced)
 
 
 def _is_widened(device: str) -> bool:
@@ -135,7 +143,8 @@ class ResidualBlock(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         y = self.conv1(self.norm1.silu(x))
         y = self.conv2(self.norm2.silu(y))
-        return y + (x if self.same_width else self.nin_shortcut(x))
+        shortcut = x if self.same_width else self.nin_shortcut(x)
+        return y.add_(shortcut) if is_used() else y + shortcut
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -153,9 +162,11 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         """x [B,C,H,W]; mean and deviation [B,d], as `code_statistics` gives them."""
-        scale = self.gamma(deviation)[:, :, None, None]
-        shift = self.beta(mean)[:, :, None, None]
-        return scale * self.gn(x) + shift
+        scale, shift = self.gamma(deviation), self.beta(mean)
+        if is_used() and len(x) == 1:
+            # The scale and shift of one image are a norm's own: one pass instead of three.
+            return torch.group_norm(x, self.gn.num_groups, scale[0], shift[0], self.gn.eps)
+        return scale[:, :, None, None] * self.gn(x) + shift[:, :, None, None]
 
 
 def code_statistics(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,6 +184,11 @@ def code_statistics(code: Tensor) -> tuple[Tensor, Tensor]:
 def depth_to_space(x: Tensor, side: int) -> Tensor:
     """[B, side*side*C, H, W] -> [B, C, side*H, side*W], channels ordered (row, column, C)."""
     b, c, h, w = x.shape
+    traced = torch.compiler.is_compiling()  # whose sizes, and so layouts, are open
+    if not traced and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        # Whole pixels move, and the result is channels last too.
+        x = x.permute(0, 2, 3, 1).reshape(b, h, w, side, side, c // side**2).transpose(2, 3)
+        return x.reshape(b, h * side, w * side, c // side**2).permute(0, 3, 1, 2)
     x = x.view(b, side, side, c // side**2, h, w).permute(0, 3, 4, 1, 5, 2)
     return x.reshape(b, c // side**2, h * side, w * side)
 

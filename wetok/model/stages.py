@@ -45,6 +45,11 @@ class Stage:
     """d where the input is code and noise, 2d channels, whose convolutions are summed."""
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """What its convolution computes in; None where it has none and takes what comes."""
+        return None if self.conv is None else self.conv.weight.dtype
+
+    @property
     def stride(self) -> int:
         """Input rows for each row of the convolution's output."""
         return 1 if self.conv is None else self.conv.stride[0]
@@ -128,12 +133,22 @@ def run(
         moments: those of a norm, from the stage's index and its input.
     """
     kept: Tensor | None = None
+    x = entered(stages, x)
     for index, stage in enumerate(stages):
         kept = x if stage.opens else kept
         given = None if stage.norm is None else moments(index, x)
         x = advanced(stage, x, kept, given, condition)
         kept = None if stage.closes else kept
     return x
+
+
+def entered(stages: Sequence[Stage], x: Tensor) -> Tensor:
+    """x in the type and memory format that the stages compute in."""
+    conv = stages[0].conv
+    assert conv is not None
+    if conv.weight.dtype == x.dtype:
+        return x
+    return x.to(conv.weight.dtype, memory_format=torch.channels_last)
 
 
 def advanced(
@@ -165,8 +180,10 @@ def convolved(stage: Stage, x: Tensor, pad_rows: int) -> Tensor:
     # As `Decoder` does it, to the last bit.
     weight, noise_weight = conv.weight.split(stage.code_bits, dim=1)
     code, noise = x.split(stage.code_bits, dim=1)
-    y = F.conv2d(code.contiguous(), weight, conv.bias, padding=padding)
-    y += F.conv2d(noise.contiguous(), noise_weight, padding=padding)
+    layout = torch.channels_last if x.dtype == torch.bfloat16 else torch.contiguous_format
+    code, noise = (each.contiguous(memory_format=layout) for each in (code, noise))
+    y = F.conv2d(code, weight, conv.bias, padding=padding)
+    y += F.conv2d(noise, noise_weight, padding=padding)
     return y
 
 
@@ -174,7 +191,10 @@ def normalized(stage: Stage, x: Tensor, moments: Moments, condition: Condition |
     """The stage's norm of x [1,C,h,W] with these moments; a new tensor.
 
     On the CPU the result is that of torch's own kernel to the last bit, given its moments.
+    What is not float32 or float64 is computed in float32 and rounded once, as that kernel does.
     """
+    if x.dtype == torch.bfloat16:
+        return normalized(stage, x.float(), moments, condition).to(torch.bfloat16)
     norm = stage.norm
     assert norm is not None
     group_norm = norm.gn if isinstance(norm, AdaptiveGroupNorm) else norm
@@ -183,17 +203,15 @@ def normalized(stage: Stage, x: Tensor, moments: Moments, condition: Condition |
     if isinstance(norm, AdaptiveGroupNorm):
         assert condition is not None
         code_mean, code_deviation = condition
-        y = x - mean[:, None, None]
-        y *= inverse[:, None, None]
-        y *= norm.gamma(code_deviation)[:, :, None, None]
-        y += norm.beta(code_mean)[:, :, None, None]
-        return y
-    scale = inverse * norm.weight
+        weight, bias = norm.gamma(code_deviation)[0], norm.beta(code_mean)[0]
+    else:
+        weight, bias = norm.weight, norm.bias
+    scale = inverse * weight
     if _fused(x.device.type, x.dtype):
-        shift = torch.addcmul(norm.bias, -scale, mean)
+        shift = torch.addcmul(bias, -scale, mean)
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
     y = x * scale[:, None, None]
-    y += (norm.bias - scale * mean)[:, None, None]
+    y += (bias - scale * mean)[:, None, None]
     return y
 
 

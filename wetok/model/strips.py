@@ -38,13 +38,23 @@ class Plane(Protocol):
 
 
 class Activation:
-    """float32 [C,H,W] in a file without a name: it is gone with the process, however that ends.
+    """[C,H,W] in a file without a name: it is gone with the process, however that ends.
 
     Read and written, not mapped into memory: mapped pages would count as the process's own.
+
+    Args:
+        shape: C, H, W.
+        folder: of the file; the system's for temporary files by default.
+        dtype: float32 or bfloat16.
     """
 
-    def __init__(self, shape: tuple[int, int, int], folder: str | Path | None) -> None:
-        self.shape = shape
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        folder: str | Path | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
         self._folder = folder or tempfile.gettempdir()
         try:
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
@@ -57,7 +67,7 @@ class Activation:
     def read(self, top: int, bottom: int, left: int = 0, right: int | None = None) -> Tensor:
         """A window [1, C, bottom - top, right - left]."""
         channels, height, width = self.shape
-        rows = torch.empty(channels, bottom - top, width)
+        rows = torch.empty(channels, bottom - top, width, dtype=self.dtype)
         for channel in range(channels):
             self._fill((channel * height + top) * width, rows[channel])
         return rows[None, :, :, left:right]
@@ -65,7 +75,7 @@ class Activation:
     def channels(self, first: int, last: int) -> Tensor:
         """Some channels as a whole, [1, last - first, H, W]."""
         _, height, width = self.shape
-        planes = torch.empty(1, last - first, height, width)
+        planes = torch.empty(1, last - first, height, width, dtype=self.dtype)
         self._fill(first * height * width, planes)
         return planes
 
@@ -78,8 +88,8 @@ class Activation:
 
     def put(self, offset: int, values: Tensor) -> None:
         """Values in C order, from value number `offset` on."""
-        self._file.seek(4 * offset)
-        view = memoryview(values.numpy()).cast("B")  # type: ignore[arg-type]
+        self._file.seek(self.dtype.itemsize * offset)
+        view = _bytes(values)
         try:
             while view:
                 view = view[self._file.write(view) :]
@@ -91,14 +101,20 @@ class Activation:
             ) from None
 
     def _fill(self, offset: int, values: Tensor) -> None:
-        self._file.seek(4 * offset)
-        view = memoryview(values.numpy()).cast("B")  # type: ignore[arg-type]
+        self._file.seek(self.dtype.itemsize * offset)
+        view = _bytes(values)
         while view:
             view = view[self._file.readinto(view) :]
 
     def close(self) -> None:
         """Gives the disk space back."""
         self._file.close()
+
+
+def _bytes(values: Tensor) -> memoryview:
+    """The memory of contiguous values; numpy has no bfloat16, but as many bytes."""
+    plain = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
+    return memoryview(plain.numpy()).cast("B")  # type: ignore[arg-type]
 
 
 def in_strips(
@@ -120,6 +136,7 @@ def in_strips(
         WetokError: a folder that can't be written, or gets full.
     """
     x: Plane = plane
+    dtype = stages[0].dtype or torch.float32
     kept: Plane | None = None
     files: list[Activation] = []
     try:
@@ -128,7 +145,7 @@ def in_strips(
             kept = x if stage.opens else kept
             target = None
             if index < len(stages) - 1:
-                target = Activation(output_shape(stage, x.shape), folder)
+                target = Activation(output_shape(stage, x.shape), folder, dtype)
                 files.append(target)
             for top, bottom, whole in cut(stage, x.shape, strip_bytes):
                 y = _strip(stage, x, (top, bottom), whole, moments, condition, device)
@@ -152,9 +169,10 @@ def in_strips(
 def scratch_bytes(stages: Sequence[Stage], shape: tuple[int, int, int]) -> int:
     """The most that `in_strips` has in files at a time, for a plane of that shape."""
     most = kept = size = 0
+    itemsize = (stages[0].dtype or torch.float32).itemsize
     for stage in stages[:-1]:
         shape = output_shape(stage, shape)
-        after = 4 * shape[0] * shape[1] * shape[2]
+        after = itemsize * shape[0] * shape[1] * shape[2]
         # What is kept and the input are one file until the stage that opens has run.
         most = max(most, size + kept + after)
         kept = size if stage.opens else 0 if stage.closes else kept
@@ -198,7 +216,7 @@ def _strip(
     first = span[0] * stage.stride - stage.reach
     end = (span[1] - 1) * stage.stride + stage.reach + 1
     top, bottom = max(first, 0), min(end, height)
-    y = x.read(top, bottom).to(device)
+    y = _laid_out(x.read(top, bottom).to(device), stage)
     if moments is not None:
         y = normalized(stage, y, moments, condition)
     if stage.silu:
@@ -214,10 +232,18 @@ def _strip(
     return convolved(stage, y, 0)
 
 
+def _laid_out(x: Tensor, stage: Stage) -> Tensor:
+    """In the type of the stage's convolution, and the memory format that goes with it."""
+    dtype = stage.dtype or x.dtype
+    if dtype == torch.float32:
+        return x
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
 def _residual(
     stage: Stage, kept: Plane, span: tuple[int, int], whole: bool, device: torch.device
 ) -> Tensor:
-    x = kept.read(*span).to(device)
+    x = _laid_out(kept.read(*span).to(device), stage)
     if stage.shortcut is None:
         return x
     if whole:
@@ -239,7 +265,12 @@ def _moments(stage: Stage, x: Activation, device: torch.device) -> Moments | Non
         last = min(first + at_once, norm.num_groups)
         groups = x.channels(first * size, last * size).to(device)
         shape = (1, groups.shape[1], height * width, last - first)
-        parts.append(torch.native_group_norm(groups, None, None, *shape, norm.eps)[1:])
+        if x.dtype == torch.float32:
+            parts.append(torch.native_group_norm(groups, None, None, *shape, norm.eps)[1:])
+        else:  # with a weight in float32 the moments are too
+            groups = groups.contiguous(memory_format=torch.channels_last)
+            one = torch.ones(groups.shape[1], device=device)
+            parts.append(torch.native_group_norm(groups, one, one, *shape, norm.eps)[1:])
         del groups
     mean, inverse = (torch.cat([part[k][0] for part in parts]) for k in (0, 1))
     return Moments(mean, inverse)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wetok.model.layers import AdaptiveGroupNorm
-from wetok.model.stages import Condition, Moments, Stage, advanced, run
+from wetok.model.stages import Condition, Moments, Stage, advanced, entered, run
 from wetok.model.strips import Plane
 
 
@@ -63,7 +63,7 @@ def in_tiles(
         band, factor = torch.zeros(0), 1
         for place, (left, right) in enumerate(columns):
             piece = plane.read(top * scale, bottom * scale, left * scale, right * scale)
-            y = run(stages, piece.to(device), lambda k, _: _given(moments[k]), condition)
+            y = run(stages, piece.to(device), lambda k, _: _given(moments[k]), condition).float()
             factor = y.shape[2] // (bottom - top)
             if not band.numel():
                 band = y.new_zeros(1, y.shape[1], y.shape[2], width * factor)
@@ -126,7 +126,8 @@ def estimate(
     """
     scale = plane.shape[1] // grid.positions[0]
     pieces = [
-        plane.read(*(place * scale for place in window.around)).to(device) for window in windows
+        entered(stages, plane.read(*(place * scale for place in window.around)).to(device))
+        for window in windows
     ]
     kept: list[Tensor | None] = [None] * len(windows)
     found: list[Moments | None] = []
@@ -201,7 +202,7 @@ def pooled(pieces: Sequence[Tensor], stage: Stage) -> Moments:
     """
     norm = stage.norm.gn if isinstance(stage.norm, AdaptiveGroupNorm) else stage.norm
     assert norm is not None
-    groups = [piece.reshape(norm.num_groups, -1) for piece in pieces]
+    groups = [piece.float().reshape(norm.num_groups, -1) for piece in pieces]
     own = [torch.var_mean(each, 1, correction=0) for each in groups]
     variances, means = (torch.stack([pair[k] for pair in own]).double() for k in (0, 1))
     sizes = torch.tensor([each.shape[1] for each in groups], dtype=torch.float64)

@@ -21,6 +21,7 @@ from wetok.data.images import load_image, to_pil, to_tensor, to_uint8
 from wetok.model.decoder import sample_noise
 from wetok.model.network import TokenizerNetwork
 from wetok.model.pixels import ImageLike, Output, largest, reflected, singles
+from wetok.model.running import Direction, Prepared, Way, check, chosen
 from wetok.model.tiling import Mode, Tiling, decoded, latent_bands
 
 if TYPE_CHECKING:
@@ -41,16 +42,23 @@ class Tokenizer(
     Images of a batch pass one by one: the ids and pixels of one don't depend on its neighbours.
     `model` is the network itself (`.encoder`, `.quantizer`, `.decoder`); it is taken over, in
     evaluation mode and without gradients. `tables` (from the model's folder, or None) are what its
-    tokens are entropy-coded with when they are saved.
+    tokens are entropy-coded with when they are saved. `precision` is "float32", "bf16", or None
+    for what is best for the device (`wetok.model.running`); each call can have its own.
     """
 
     def __init__(
-        self, model: TokenizerNetwork, name: str = "unnamed", tables: CodingTables | None = None
+        self,
+        model: TokenizerNetwork,
+        name: str = "unnamed",
+        tables: CodingTables | None = None,
+        precision: str | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         self.tables = tables
+        self.precision = check(precision)
         self._fingerprint: str | None = None
+        self._prepared = Prepared(self.model)
 
     @property
     def config(self) -> ModelConfig:
@@ -79,6 +87,14 @@ class Tokenizer(
         self.model.to(device)
         return self
 
+    def way(self, direction: Direction, precision: str | None = None) -> Way:
+        """How `direction` runs: by `precision`, else the tokenizer's own, else the device's best.
+
+        Raises:
+            WetokError: an unknown precision.
+        """
+        return chosen(direction, self.device, check(precision) or self.precision)
+
     @torch.no_grad()
     def encode(
         self,
@@ -86,6 +102,7 @@ class Tokenizer(
         *,
         margins: bool = False,
         tiles: Mode | Tiling = "auto",
+        precision: str | None = None,
     ) -> Tokens:
         """Tokens of one image or of several of one size.
 
@@ -96,21 +113,32 @@ class Tokenizer(
             tiles: how large images pass: "off", as a whole; "exact", over strips and files, with
                 the same ids; "fast", over tiles, with nearly the same; "auto", as a whole where
                 the memory is there, else exact. More in `wetok.model.tiling.Tiling`.
+            precision: "float32" (the default, whose ids don't depend on the machine), or "bf16",
+                which is faster: about one bit in a thousand of the shipped model's differs, and
+                `Tokens.uncertain` tells the share of bits of which that may be so.
 
         Returns:
             Tokens with ids [B,g,h,w], h = ceil(H/f), w = ceil(W/f), and the true size.
 
         Raises:
             WetokError: not an image, a wrong shape or range, sizes that differ; no room for the
-                files of exact tiles.
+                files of exact tiles; an unknown precision.
         """
-        size, latents = self._latents(image, Tiling.of(tiles))
+        way = self.way("encode", precision)
+        network = self._prepared.network("encode", way)
+        band = None if way.precision == "float32" else self._prepared.band()
+        size, latents = self._latents(image, Tiling.of(tiles), network)
         ids, distances = [], []
+        near_zero = bits = 0
         for bands in latents:
             rows: list[Tensor] = []
             row_distances: list[Tensor] = []
             for latent in bands:
+                latent = latent.float()
                 rows.append(self.model.quantizer(latent).ids.cpu())
+                if band is not None:
+                    near_zero += int((latent.abs() <= band).sum())
+                    bits += latent.numel()
                 if margins:
                     near = (latent.abs() * 64).clamp(max=255)
                     row_distances.append(near.to(torch.uint8).cpu())
@@ -124,10 +152,11 @@ class Tokenizer(
             self.config.group_bits,
             margins=torch.cat(distances) if margins else None,
             tables=self.tables,
+            uncertain=None if band is None else near_zero / bits,
         )
 
     def _latents(
-        self, image: ImageLike | Sequence[ImageLike], tiling: Tiling
+        self, image: ImageLike | Sequence[ImageLike], tiling: Tiling, network: TokenizerNetwork
     ) -> tuple[tuple[int, int], Iterator[Iterable[Tensor]]]:
         """The true size, and for each image its latent [1,d,h,w] in bands of rows."""
         mode = tiling.chosen(self.model, largest(image), self.device)
@@ -136,10 +165,10 @@ class Tokenizer(
             factor, device = self.config.factor, self.device
             padded = (pad_to_multiple(one.to(device), factor) for one in batch.split(1))
             size = (batch.shape[-2], batch.shape[-1])
-            return size, ([self.model.encoder(one)] for one in padded)
+            return size, ([network.encoder(one)] for one in padded)
         images = singles(image, unlimited=tiling.mode != "auto")
         return largest(images), (
-            (latent for _, latent in latent_bands(self.model, one, tiling, mode)) for one in images
+            (latent for _, latent in latent_bands(network, one, tiling, mode)) for one in images
         )
 
     @torch.no_grad()
@@ -150,6 +179,7 @@ class Tokenizer(
         output: Output = "pil",
         *,
         tiles: Mode | Tiling = "auto",
+        precision: str | None = None,
     ) -> Any:
         """Images of `tokens`, at their true size.
 
@@ -158,20 +188,23 @@ class Tokenizer(
             seed: of a generative decoder's noise; one for every image, or one each.
             output: "pil": list of PIL images; "uint8": [B,3,H,W]; "float": [B,3,H,W] in [-1,1].
             tiles: as in `encode`; "exact" gives the pixels of the whole image.
+            precision: "float32" or "bf16"; by default bf16 where the device is faster at it, which
+                shows in no pixel by more than a few of 255 levels (`docs/performance.md`).
 
         Raises:
             WetokError: the tokens are another model's, or a wrong number of seeds; no room for
-                the files of exact tiles.
+                the files of exact tiles; an unknown precision.
         """
         if output not in ("pil", "uint8", "float"):
             raise WetokError(f"output={output!r} must be 'pil', 'uint8' or 'float'")
+        network = self._prepared.network("decode", self.way("decode", precision))
         self.check(tokens)
         seeds = _seeds(seed, len(tokens))
         tiling = Tiling.of(tiles)
         mode = tiling.chosen(self.model, tokens.size, self.device)
         if mode != "off":
             images = [
-                decoded(self.model, ids, tokens.size, seed, output, tiling, mode, tokens.known)
+                decoded(network, ids, tokens.size, seed, output, tiling, mode, tokens.known)
                 for ids, seed in zip(tokens.ids.split(1), seeds, strict=True)
             ]
             if output == "pil":
@@ -182,7 +215,7 @@ class Tokenizer(
             code[:, tokens.known * self.config.group_bits :] = 0  # neither sign
         noise = sample_noise(seeds, code.shape[1:], code) if self.config.generative else None
         height, width = tokens.size
-        image = self.model.decode(code, noise)[..., :height, :width].clamp(-1, 1)
+        image = network.decode(code, noise)[..., :height, :width].float().clamp(-1, 1)
         if output == "float":
             return image
         return to_uint8(image) if output == "uint8" else to_pil(image)
