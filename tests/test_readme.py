@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.command_lines import check, command_lines
+from tests.documents import PAGES as DOCUMENTS
+from tests.documents import ROOT, blocks
 from wetok.config import load_train_config
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "recipes").rglob("*.md")),
-]
 README = (ROOT / "README.md").read_text("utf-8")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The fenced code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 PYTHON = blocks(README, "python")
