@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.command_lines import check, command_lines
-from wetok.config import read_recipe, validate
+from wetok.config import TrainConfig, read_recipe, validate
 from wetok.generate.config import sized
 from wetok.train.generator_config import GeneratorTrainConfig
 
@@ -25,11 +26,17 @@ def test_its_commands_would_be_taken() -> None:
 
 
 def test_its_python_runs() -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
+    assert len(blocks) == 3
+    for block in blocks[:2]:
         exec(compile(block, "generation.md", "exec"), names)
+    pytest.importorskip("transformers", reason="transformers is absent")
+    exec(compile(blocks[2], "generation.md", "exec"), names)
+    # Most of what the language model makes is what it has learned.
+    made, learned = names["vocabulary"].decode(names["generated"]), names["ids"][:2]
+    agree = [max((one == other).float().mean().item() for other in learned) for one in made]
+    assert min(agree) > 0.4, "chance alone is one in sixteen"
 
 
 def test_its_sizes() -> None:
@@ -42,7 +49,8 @@ def test_its_sizes() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load_and_tell_how_to_run_them(path: Path) -> None:
-    validate(GeneratorTrainConfig, read_recipe(path))
+    tree = read_recipe(path)
+    validate(TrainConfig if path.stem.endswith("-tokenizer") else GeneratorTrainConfig, tree)
     lines = path.read_text(encoding="utf-8").splitlines()
     header = "\n".join(line.removeprefix("#") for line in lines if line.startswith("#"))
     assert header.strip().startswith(f"{path.stem}: ")
