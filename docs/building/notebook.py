@@ -45,7 +45,7 @@ print(tokens)
 print(tokens.ids.shape, tokens.ids.dtype, "up to", int(tokens.ids.max()))""",
     """def show(images, titles, width=7):
     figure, axes = plt.subplots(1, len(images), figsize=(width, 2.6), dpi=64)
-    for axis, image, title in zip(axes, images, titles):
+    for axis, image, title in zip(axes, images, titles, strict=True):
         axis.imshow(image, cmap="viridis")
         axis.set_title(title, fontsize=8)
         axis.axis("off")
