@@ -13,6 +13,7 @@ from wetok.generate.conditioning import ClassEmbedding
 from wetok.generate.config import GeneratorConfig
 from wetok.generate.layers import Block, RMSNorm, initialise, rotations, wide
 
+
 class MaskedGenerator(nn.Module):
     """Images' ids, those that are hidden from the class and those that are not.
 
