@@ -10,6 +10,8 @@ import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -94,6 +96,9 @@ def _global_options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (after any command).")
     ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print errors only, and what --json asks for.")
+    ] = False,
 ) -> None:
     pass
 
@@ -116,7 +121,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if debug:
         args.remove("--debug")
     try:
-        code = _run(args or ["--help"])
+        with _quiet(args):
+            code = _run(args or ["--help"])
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -135,6 +141,26 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if code == INTERRUPTED:
         print("wetok: stopped", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def _quiet(args: list[str]) -> Iterator[None]:
+    """Nothing on stdout inside, and no bars, if `--quiet` before the command or WETOK_QUIET asks
+    for it; JSON that is asked for is printed all the same."""
+    before = os.environ.get("WETOK_QUIET", "0")
+    wanted = before not in ("", "0") or (bool(args) and args[0] in ("-q", "--quiet"))
+    if not wanted or "_WETOK_COMPLETE" in os.environ:
+        yield
+        return
+    os.environ["WETOK_QUIET"] = "1"  # for bars, and for processes that a command starts
+    try:
+        if "--json" in args:
+            yield
+        else:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                yield
+    finally:
+        os.environ["WETOK_QUIET"] = before
 
 
 def _run(args: list[str]) -> int:

@@ -30,17 +30,19 @@ COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
     reason="AOTInductor needs a C++ compiler",
 )
+ONE_LEVEL: dict[str, Any] = {"mults": (1,), "patch": 4}
+"""Less to trace: the shipped model and `generative` have more."""
 FORMATS = ["torch", "onnx", pytest.param("aoti", marks=COMPILER)]
 
 
 @pytest.fixture(scope="module")
 def plain() -> Tokenizer:
-    return small()
+    return small(**ONE_LEVEL)
 
 
 @pytest.fixture(scope="module")
 def generative() -> Tokenizer:
-    return small(1, generative=True)
+    return small(1, generative=True, **ONE_LEVEL)
 
 
 Exported = Callable[[Format], Path]
@@ -94,7 +96,7 @@ def test_any_batch_and_size(format: Format, generative: Tokenizer, exported: Exp
 @pytest.mark.parametrize("format", ["torch", "onnx"])
 def test_exactly_zero_is_bit_zero(format: Format, tmp_path: Path) -> None:
     """Also -0, and the smallest numbers on either side of it."""
-    tokenizer = small(2)
+    tokenizer = small(2, **ONE_LEVEL)
     tiny = float(np.finfo(np.float32).tiny)  # the smallest that is not flushed to zero
     biases = [0.0, -0.0, tiny, -tiny, 1.0, -1.0] * 2
     last = tokenizer.model.encoder.conv_out
@@ -172,7 +174,7 @@ def test_statistics_without_a_branch(plain: Tokenizer) -> None:
 
 def test_ids_of_many_bits(tmp_path: Path) -> None:
     """Beyond what float32 counts exactly, or int32 holds."""
-    tokenizer = small(3, bits=62, groups=1)
+    tokenizer = small(3, bits=62, groups=1, **ONE_LEVEL)
     image = torch.rand(1, 3, 24, 24) * 2 - 1
     wanted = tokenizer.encode(image).ids
     assert int(wanted.max()) > 2**53

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,7 +164,8 @@ def _reason(source: Path, error: Exception) -> str:
 @contextmanager
 def progress(total: int, doing: str) -> Iterator[Callable[[], None]]:
     """A bar on a terminal's stderr when there are several things to do; else nothing."""
-    if total < 2 or not sys.stderr.isatty():
+    quiet = os.environ.get("WETOK_QUIET", "0") not in ("", "0")
+    if total < 2 or quiet or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console
