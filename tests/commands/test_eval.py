@@ -173,6 +173,7 @@ def test_where_the_fid_network_can_not_be_had(call: Call, monkeypatch: pytest.Mo
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert "download of inception-fid" in err and "--frechet fd-vgg, which is another number" in err
     assert "rFID is left out" in call("-d", "photos")[1]
+    assert "rFID" not in call("-d", "photos", "--frechet", "none")[1]
 
 
 def test_references_are_saved_and_compared_with(

@@ -336,3 +336,8 @@ def test_decoding_from_a_file_is_decoding_from_memory(
     seed = data.draw(st.integers(0, 2**32), "seed")
     for output in ("float", "uint8"):
         assert torch.equal(tok.decode(loaded, seed, output), tok.decode(tokens, seed, output))
+
+
+def test_a_tokenizer_shows_what_it_is() -> None:
+    shown = repr(wetok.load("tiny-48x"))
+    assert shown.startswith("Tokenizer('tiny-48x', factor=8, bits=32, groups=4, deterministic")

@@ -176,7 +176,7 @@ def command(
             rows, codes, failures = evaluation.images, evaluation.codes, evaluation.failures
             page = write_report(report, summary, arguments, rows, gallery, codes, failures)
             typer.echo(f"wetok: report in {page}", err=True)
-        _show(receipts.finite(summary), as_json)
+        _show(receipts.finite(summary), as_json, asked["frechet"] != ["none"])
         if before is not None and verify is not None:
             _tell(receipts.differences(before, summary), verify)
         if evaluation.failures:
@@ -249,7 +249,7 @@ def _tell(found: list[Any], path: Path) -> None:
     typer.echo(f"wetok: the scores agree with {path}", err=True)
 
 
-def _show(summary: dict[str, Any], as_json: bool) -> None:
+def _show(summary: dict[str, Any], as_json: bool, frechet: bool) -> None:
     from rich.table import Table
 
     from wetok.commands.tables import show, show_json
@@ -271,5 +271,5 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
     hashes = [f"LPIPS {net} {digest}" for net, digest in summary["lpips_weights"].items()]
     hashes += [f"{title_of(name)} {digest}" for name, digest in summary["frechet_weights"].items()]
     typer.echo(", ".join([f"model {summary['fingerprint']}", *hashes, f"seed {summary['seed']}"]))
-    if not any("rfid" in name for name in summary["frechet_weights"]):
+    if frechet and not any("rfid" in name for name in summary["frechet_weights"]):
         typer.echo("rFID is left out: --frechet rfid fetches the network that it needs (96 MB)")

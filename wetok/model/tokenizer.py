@@ -60,6 +60,14 @@ class Tokenizer(
         self._fingerprint: str | None = None
         self._prepared = Prepared(self.model)
 
+    def __repr__(self) -> str:
+        shape = self.config
+        kind = "generative" if shape.generative else "deterministic"
+        return (
+            f"Tokenizer({self.name!r}, factor={shape.factor}, bits={shape.bits}, "
+            f"groups={shape.groups}, {kind}, device={str(self.device)!r})"
+        )
+
     @property
     def config(self) -> ModelConfig:
         """The network's shape."""
