@@ -54,7 +54,7 @@ def desk(folder: Path, lpips: LPIPS) -> Desk:
         save_model(folder / "plain", "plain"),
         save_model(folder / "gd", "gd", generative=True),
     ]
-    models = Models(load(str(name)) for name in names)
+    models = Models(load(str(name), precision="float32") for name in names)
     models.warm_up()
     samples = [saved(folder / "a.png", 1), saved(folder / "b.png", 2)]
     return Desk(models, Limits(), samples, lpips)
@@ -79,7 +79,7 @@ def test_numbers_are_those_of_the_commands(
     assert (seen.bpp, seen.coded_bpp) == (summary["bpp"], summary["coded_bpp"])
     assert seen.file_bytes == file.stat().st_size and seen.size == (44, 61)
 
-    run("reconstruct", file, *arguments, "-o", folder / "back")
+    run("reconstruct", file, *arguments, "--precision", "float32", "-o", folder / "back")
     assert np.array_equal(np.asarray(Image.open(folder / "back/a.png")), np.asarray(seen.again))
     run("encode", file, *arguments[:4], "-o", folder / "tokens")
     assert (folder / "tokens/a.wetok").read_bytes() == seen.file
@@ -146,7 +146,16 @@ def test_grey_stays_grey(desk: Desk, folder: Path) -> None:
     assert seen.tokens.grey
     (folder / "grey.wetok").write_bytes(seen.file)
     again = np.asarray(desk.tokens(folder / "grey.wetok").again)
-    run("decode", folder / "grey.wetok", "-m", folder / "plain", "-o", folder / "grey-back")
+    run(
+        "decode",
+        folder / "grey.wetok",
+        "-m",
+        folder / "plain",
+        "-o",
+        folder / "grey-back",
+        "--precision",
+        "float32",
+    )
     expected = np.asarray(Image.open(folder / "grey-back/grey.png"))
     assert expected.ndim == 2 and (again == expected[..., None]).all()
 

@@ -85,7 +85,7 @@ def within(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
         return 1, min(height, max_pixels)
     if height * scale < 1:
         return min(width, max_pixels), 1
-    return int(width * scale), int(height * scale)
+    return int(width * scale + 1e-9), int(height * scale + 1e-9)
 
 
 def megas(number: int) -> str:

@@ -46,6 +46,7 @@ def command(
         ),
     ] = 4,
     device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Show a page in the browser: drop a photo, see what its tokens keep.
 
@@ -68,7 +69,7 @@ def command(
 
         keep_freed_memory()
         samples = copy_samples(folder / "samples", find_images(PHOTOS))
-        desk = _desk(model or [], generator, device, limits, samples)
+        desk = _desk(model or [], generator, device, precision, limits, samples)
         app = application(build(desk, Outbox(folder / "out")), folder, limits)
         own_port = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
@@ -80,7 +81,12 @@ def command(
 
 
 def _desk(
-    models: list[str], generator: Path | None, device: str, limits: Limits, samples: list[Path]
+    models: list[str],
+    generator: Path | None,
+    device: str,
+    precision: str,
+    limits: Limits,
+    samples: list[Path],
 ) -> Desk:
     """Everything that the page computes with, loaded."""
     import torch
@@ -95,7 +101,7 @@ def _desk(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = list(dict.fromkeys([*models, *checkpoint.shipped()]))
-    offered = Models(options.load(name, device) for name in names)
+    offered = Models(options.load(name, device, precision) for name in names)
     maker = None
     if generator is not None:
         from wetok.generate.folder import load_generator
