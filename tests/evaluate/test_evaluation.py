@@ -63,7 +63,7 @@ def test_means_by_hand(photos: list[Path], lpips: LPIPS) -> None:
     for path in photos:
         original = np.array(load_image(path))
         tokens = tokenizer.encode(path)
-        (picture,) = tokenizer.decode(tokens, seed=3)
+        (picture,) = tokenizer.decode(tokens, seed=3, precision="float32")
         again = np.array(picture)
         psnrs.append(peak_signal_noise_ratio(original, again))
         ssims.append(structural_similarity(original, again, channel_axis=-1))
@@ -224,7 +224,7 @@ def test_what_the_paper_protocol_compares(photos: list[Path], lpips: LPIPS) -> N
         resized = opened.convert("RGB").resize((256, 468), Image.Resampling.BILINEAR)
     array = np.asarray(resized)[106:362]
     image = torch.from_numpy((array / 127.5 - 1.0).astype(np.float32)).permute(2, 0, 1)[None]
-    again = tokenizer.decode(tokenizer.encode(image), output="float")
+    again = tokenizer.decode(tokenizer.encode(image), output="float", precision="float32")
     with torch.no_grad():
         assert row["lpips-alex"] == pytest.approx(lpips(image, again).item(), rel=1e-5)
     first, second = (
@@ -255,8 +255,12 @@ def test_frechet_distance_by_hand(photos: list[Path]) -> None:
         original = torch.from_numpy(np.array(load_image(path)).transpose(2, 0, 1))[None]
         originals.append(features(original))
         tokens = tokenizer.encode(path)
-        first.append(features(tokenizer.decode(tokens, seed=5, output="uint8")))
-        second.append(features(tokenizer.decode(tokens, seed=6, output="uint8")))
+        first.append(
+            features(tokenizer.decode(tokens, seed=5, output="uint8", precision="float32"))
+        )
+        second.append(
+            features(tokenizer.decode(tokens, seed=6, output="uint8", precision="float32"))
+        )
     wanted = [by_features(np.array(again), np.array(originals)) for again in (first, second)]
     assert summary["fd-vgg"] == pytest.approx(wanted[0], rel=1e-4)
     of = summary["of_samples"]["fd-vgg"]
