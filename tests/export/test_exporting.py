@@ -37,12 +37,12 @@ FORMATS = ["torch", "onnx", pytest.param("aoti", marks=COMPILER)]
 
 @pytest.fixture(scope="module")
 def plain() -> Tokenizer:
-    return small(**ONE_LEVEL)
+    return small()
 
 
 @pytest.fixture(scope="module")
 def generative() -> Tokenizer:
-    return small(1, generative=True, **ONE_LEVEL)
+    return small(1, generative=True)
 
 
 Exported = Callable[[Format], Path]

@@ -140,7 +140,7 @@ class WetokAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as eve
                 f"{factor}"
             )
         if self.tiles != "off":
-            ids = self._whole().encode(x.float(), tiles=self.tiles).ids
+            ids = self._whole().encode(x.float(), tiles=self.tiles, precision="float32").ids
             code = self.net.quantizer.ids_to_code(ids.to(x.device)).to(x.dtype)
         elif self.use_slicing:
             code = torch.cat([self._encode(one) for one in x.split(1)])
@@ -190,7 +190,9 @@ class WetokAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as eve
         factor = self.net.config.factor
         size = (code.shape[2] * factor, code.shape[3] * factor)
         tokens = Tokens(ids.cpu(), size, tokenizer.ref, self.net.config.group_bits)
-        image: Tensor = tokenizer.decode(tokens, output="float", tiles=self.tiles)
+        image: Tensor = tokenizer.decode(
+            tokens, output="float", tiles=self.tiles, precision="float32"
+        )
         return image.to(code)
 
     def forward(

@@ -109,7 +109,11 @@ def _one(
     start = time.perf_counter()
     made = program(tokenizer.model, part)
     formats.write(made, config, part, format, shape, path)
-    cases = parity.check(tokenizer, part, formats.load(path, format), shape, allow_bits)
+    try:
+        cases = parity.check(tokenizer, part, formats.load(path, format), shape, allow_bits)
+    except (RuntimeError, AssertionError) as error:  # the runtimes' own
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise WetokError(f"the {part} as {format} fails on a sample: {line}") from error
     files = formats.beside(path)
     return {
         "part": part,
