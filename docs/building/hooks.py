@@ -32,23 +32,8 @@ DRAWING = re.compile(
 INK, PAPER, FAINT = "#1f2933", "#fffffe", "#9aa5b1"
 """Colours of the drawings (docs/building/paper.py) that stand for the page's own."""
 
-AWAITED = {
-    *("app.md", "command-line.md", "export.md", "from-vector-quantize-pytorch.md"),
-    *("install.md", "performance.md"),
-}
-"""Pages that have their place in the navigation and may not be written yet."""
-
 _sources: dict[str, str] = {}
 """src_uri of a page -> path in the repository of what it shows."""
-
-
-def on_config(config: Any) -> Any:
-    """Leaves pages that are not there yet out of the navigation."""
-    absent = {page for page in AWAITED if not (ROOT / "docs" / page).is_file()}
-    for section in config["nav"]:
-        for name, entries in section.items():
-            section[name] = [one for one in entries if not absent & set(_in_nav(one))]
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
