@@ -453,7 +453,7 @@ def psnr(model: str | Path, pictures: Path) -> float:
     tokenizer, values = wetok.load(model), []
     for path in sorted(pictures.glob("*.png")):
         image = Image.open(path).convert("RGB")
-        again = tokenizer.decode(tokenizer.encode(image), seed=0)[0]
+        again = tokenizer.decode(tokenizer.encode(image), seed=0, precision="float32")[0]
         error = np.asarray(again, float) - np.asarray(image, float)
         values.append(10 * np.log10(255**2 / np.mean(error**2)))
     return float(np.mean(values))

@@ -147,7 +147,8 @@ def test_the_fid_network_decides_the_name(
 ) -> None:
     """Other weights in it give no rFID, and what they give is called otherwise."""
     with torch.device("meta"):
-        state = published_layout(drawn_weights(Inception()))
+        network = Inception()
+    state = published_layout(drawn_weights(network))
     torch.save(state, tmp_path / "fid.pth")
     options = ("-d", "photos", "--fid-weights", "fid.pth", "--lpips", "none")
     code, out, _ = call(*options, "--json")

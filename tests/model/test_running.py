@@ -148,7 +148,13 @@ def test_in_place_and_folded_forms_are_the_plain_ones(layout: torch.memory_forma
     trained = adaptive(x, mean, deviation)
     with torch.no_grad():
         assert torch.equal(norm.silu(x), F.silu(norm(x)))
-        torch.testing.assert_close(adaptive(x, mean, deviation), trained, rtol=1e-4, atol=1e-5)
-        assert torch.equal(depth_to_space(x, 2), depth_to_space(x.contiguous(), 2))
-        assert depth_to_space(x, 2).is_contiguous(memory_format=layout)
+        assert torch.equal(adaptive(x, mean, deviation), trained)
+        half = x.to(torch.bfloat16)
+        assert half.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(
+            adaptive(half, mean, deviation).float(), trained, rtol=2e-2, atol=2e-2
+        )
+        assert torch.equal(depth_to_space(half, 2), depth_to_space(half.contiguous(), 2))
+        assert depth_to_space(half, 2).is_contiguous(memory_format=layout)
+        assert depth_to_space(x, 2).is_contiguous(), "planes in float32, whatever came"
     assert torch.equal(x, before)

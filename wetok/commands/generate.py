@@ -23,7 +23,8 @@ def command(
         Path, typer.Option("--out", "-o", help="Folder to write to; or a .npz or .png file.")
     ] = Path("out"),
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, help="Images of each class; without classes, in all.")
+        int,
+        typer.Option("--count", "-n", min=1, help="Images of each class; without classes, in all."),
     ] = 4,
     classes: Annotated[
         str | None,

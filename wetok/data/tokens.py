@@ -333,7 +333,7 @@ class TokenShards:
                 metadata, schema = file.metadata, file.schema_arrow
         except OSError as error:
             raise WetokError(f"{where} can't be read: {_reason(error)}") from None
-        except self._pyarrow.ArrowException as error:
+        except (self._pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise WetokError(f"{where} is not Parquet, or cut off: {_reason(error)}") from None
         if METADATA not in (schema.metadata or {}) or tuple(schema.names[:5]) != COLUMNS:
             raise WetokError(f"{where} holds no tokens: make some with wetok tokenize")

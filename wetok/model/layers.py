@@ -163,8 +163,9 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         """x [B,C,H,W]; mean and deviation [B,d], as `code_statistics` gives them."""
         scale, shift = self.gamma(deviation), self.beta(mean)
-        if is_used() and len(x) == 1:
-            # The scale and shift of one image are a norm's own: one pass instead of three.
+        if x.dtype == torch.bfloat16 and is_used() and len(x) == 1:
+            # The scale and shift of one image are a norm's own: one pass instead of three, rounded
+            # once. In float32 it would be less exact where an image is nearly flat.
             return torch.group_norm(x, self.gn.num_groups, scale[0], shift[0], self.gn.eps)
         return scale[:, :, None, None] * self.gn(x) + shift[:, :, None, None]
 
@@ -184,8 +185,13 @@ def code_statistics(code: Tensor) -> tuple[Tensor, Tensor]:
 def depth_to_space(x: Tensor, side: int) -> Tensor:
     """[B, side*side*C, H, W] -> [B, C, side*H, side*W], channels ordered (row, column, C)."""
     b, c, h, w = x.shape
-    traced = torch.compiler.is_compiling()  # whose sizes, and so layouts, are open
-    if not traced and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+    # Float32 goes back to planes: the channels-last norm that follows would be less exact in it.
+    if (
+        x.dtype == torch.bfloat16
+        and not torch.compiler.is_compiling()  # whose sizes, and so layouts, are open
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    ):
         # Whole pixels move, and the result is channels last too.
         x = x.permute(0, 2, 3, 1).reshape(b, h, w, side, side, c // side**2).transpose(2, 3)
         return x.reshape(b, h * side, w * side, c // side**2).permute(0, 3, 1, 2)
