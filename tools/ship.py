@@ -3,7 +3,7 @@
     python tools/ship.py runs/tiny-24x --train photos/train --val photos/val
     python tools/ship.py runs/tiny-48x-gd --stage1 tiny-48x --val photos/val
 
-The run's folder has the model's name. Weights keep 6 significant bits, which costs less than 0.02 dB
+The run's folder has the model's name. Weights keep 6 significant bits, which costs 0.015 dB
 and lets a wheel compress them to two thirds. A second stage shares its first stage's encoder, and
 with it the tables and the right to read its tokens (`decodes`).
 """
