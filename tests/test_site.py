@@ -219,6 +219,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     numbers = [re.findall(r"\d+\.?\d*", text) for text in (*told(kept), *told(again))]
     assert numbers and told(again)[0] == told(kept)[0]
+    assert not any("site-packages" in text for text in told(kept)), "a warning was kept"
     assert pictures(again) == pictures(kept) == 3
 
 

@@ -115,6 +115,8 @@ def run(made: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     ).execute()
     for cell in made.cells:
         cell.metadata.pop("execution", None)
+        if "outputs" in cell:  # warnings tell of the machine
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
     made.metadata.pop("language_info", None)
     return made
 
