@@ -164,8 +164,7 @@ class AdaptiveGroupNorm(nn.Module):
         """x [B,C,H,W]; mean and deviation [B,d], as `code_statistics` gives them."""
         scale, shift = self.gamma(deviation), self.beta(mean)
         if x.dtype == torch.bfloat16 and is_used() and len(x) == 1:
-            # The scale and shift of one image are a norm's own: one pass instead of three, rounded
-            # once. In float32 it would be less exact where an image is nearly flat.
+            # The scale and shift of one image are a norm's own: one pass, rounded once.
             return torch.group_norm(x, self.gn.num_groups, scale[0], shift[0], self.gn.eps)
         return scale[:, :, None, None] * self.gn(x) + shift[:, :, None, None]
 
