@@ -154,6 +154,23 @@ def test_adaptive_norm_against_a_plain_computation():
     expected = scale[..., None, None] * normalised(x.numpy(), 32) + shift[..., None, None]
     out = adaptive(x, *code_statistics(code))
     np.testing.assert_allclose(out.detach().numpy(), expected, atol=1e-12)
+    with torch.no_grad():  # an image by itself takes one pass
+        for number in range(2):
+            one = adaptive(x[number, None], *code_statistics(code[number, None]))
+            np.testing.assert_allclose(one[0].numpy(), expected[number], atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_adaptive_norm_in_one_pass_is_as_near_to_float64_as_in_three(offset):
+    adaptive = randomised(AdaptiveGroupNorm(code_channels=8, channels=64))
+    x, mean, deviation = offset + random(1, 64, 31, 17, seed=1), random(1, 8), random(1, 8).abs()
+    true = adaptive(x, mean, deviation)
+    adaptive = adaptive.float()
+    given = x.float(), mean.float(), deviation.float()
+    three = (adaptive(*given) - true).abs().max()
+    with torch.no_grad():
+        one = (adaptive(*given) - true).abs().max()
+    assert one < max(2 * three, 1e-5) < 1e-3
 
 
 def convolved(x: np.ndarray, weight: Tensor, bias: Tensor | None = None) -> np.ndarray:

@@ -163,7 +163,8 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
         """x [B,C,H,W]; mean and deviation [B,d], as `code_statistics` gives them."""
         scale, shift = self.gamma(deviation), self.beta(mean)
-        if x.dtype == torch.bfloat16 and is_used() and len(x) == 1:
+        fits = scale.dtype == x.dtype or x.dtype == torch.bfloat16
+        if is_used() and fits and len(x) == 1:
             # The scale and shift of one image are a norm's own: one pass, rounded once.
             return torch.group_norm(x, self.gn.num_groups, scale[0], shift[0], self.gn.eps)
         return scale[:, :, None, None] * self.gn(x) + shift[:, :, None, None]

@@ -194,14 +194,11 @@ def normalized(stage: Stage, x: Tensor, moments: Moments, condition: Condition |
     What is not float32 or float64 is computed in float32 and rounded once, as that kernel does.
     """
     if x.dtype == torch.bfloat16:
-        return _normalized(stage, x.float(), moments, condition, folded=True).to(torch.bfloat16)
-    return _normalized(stage, x, moments, condition, folded=False)
+        return _normalized(stage, x.float(), moments, condition).to(torch.bfloat16)
+    return _normalized(stage, x, moments, condition)
 
 
-def _normalized(
-    stage: Stage, x: Tensor, moments: Moments, condition: Condition | None, folded: bool
-) -> Tensor:
-    """`folded`: an adaptive norm's scale and shift are the norm's own, as in bfloat16."""
+def _normalized(stage: Stage, x: Tensor, moments: Moments, condition: Condition | None) -> Tensor:
     norm = stage.norm
     assert norm is not None
     group_norm = norm.gn if isinstance(norm, AdaptiveGroupNorm) else norm
@@ -211,12 +208,6 @@ def _normalized(
         assert condition is not None
         code_mean, code_deviation = condition
         weight, bias = norm.gamma(code_deviation)[0], norm.beta(code_mean)[0]
-        if not folded:
-            y = x - mean[:, None, None]
-            y *= inverse[:, None, None]
-            y *= weight[:, None, None]
-            y += bias[:, None, None]
-            return y
     else:
         weight, bias = norm.weight, norm.bias
     scale = inverse * weight
