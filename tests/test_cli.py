@@ -254,6 +254,26 @@ def test_demo(run: Run, model: Path) -> None:
     assert run("demo", "-m", model, "-o", "somewhere/new").code == 0  # a second time
 
 
+def test_demo_of_several_models(run: Run, model: Path) -> None:
+    """A line for each with the means, and a column of the picture."""
+    one, several = run("demo", "-m", model), run("demo", "-m", "tiny-48x", "-m", model)
+    assert one.code == several.code == 0, several.err
+    sheet = np.asarray(Image.open("out/demo.png").convert("RGB"))
+    rocket = load_image(Path(checkpoint.__file__).parent / "assets" / "photos" / "rocket.jpg")
+    assert sheet.shape[1] > 3 * rocket.width
+
+    def cells(text: str, name: str) -> list[str]:
+        (line,) = [line for line in text.splitlines() if line.startswith(f"│ {name}")]
+        return [cell.strip() for cell in line.strip("│").split("│")]
+
+    each = [cells(one.out, name) for name in ("cat", "coffee", "rocket")]
+    mean = cells(several.out, model.name)
+    assert float(mean[4]) == pytest.approx(sum(float(row[4]) for row in each) / 3, abs=0.011)
+    assert int(mean[1].replace(",", "")) == pytest.approx(
+        sum(int(row[1].replace(",", "")) for row in each) / 3, abs=1
+    )
+
+
 def test_demo_into_a_file(run: Run, model: Path) -> None:
     Path("taken").write_text("")
     mistake(run("demo", "-m", model, "-o", "taken"), "taken")

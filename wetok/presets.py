@@ -8,6 +8,19 @@ _F8 = (1, 2, 2, 4)
 _F16 = (1, 1, 2, 2, 4)
 _F32 = (1, 1, 2, 2, 4, 8)
 
+_TINY = ModelConfig(
+    bits=32,
+    groups=4,
+    channels=64,
+    mults=(1, 2, 2),
+    blocks=1,
+    decoder_channels=64,
+    decoder_mults=(1, 2, 3),
+    patch=2,
+)
+_TINY_F16 = _TINY.model_copy(update={"mults": (1, 2, 2, 2), "decoder_mults": (1, 2, 3, 2)})
+_GENERATIVE = {"generative": True}
+
 PRESETS: dict[str, ModelConfig] = {
     "general-24x": ModelConfig(bits=64, groups=8, channels=256, mults=_F8, blocks=4),
     "general-48x": ModelConfig(bits=32, groups=4, channels=256, mults=_F8, blocks=4),
@@ -18,16 +31,11 @@ PRESETS: dict[str, ModelConfig] = {
     "imagenet-f8": ModelConfig(bits=32, groups=4, channels=256, mults=_F8, blocks=4),
     "imagenet-f16": ModelConfig(bits=32, groups=4, channels=256, mults=_F16, blocks=4),
     "open-magvit2-f16": ModelConfig(bits=18, groups=1, channels=128, mults=_F16, blocks=4),
-    "tiny-48x": ModelConfig(
-        bits=32,
-        groups=4,
-        channels=64,
-        mults=(1, 2, 2),
-        blocks=1,
-        decoder_channels=64,
-        decoder_mults=(1, 2, 3),
-        patch=2,
-    ),
+    "tiny-24x": _TINY.model_copy(update={"bits": 64, "groups": 8}),
+    "tiny-48x": _TINY,
+    "tiny-48x-gd": _TINY.model_copy(update=_GENERATIVE),
+    "tiny-192x": _TINY_F16,
+    "tiny-192x-gd": _TINY_F16.model_copy(update=_GENERATIVE),
 }
 """Name -> shape. The published ones follow the paper's table of models."""
 

@@ -1,86 +1,159 @@
-"""`wetok demo`: the sample photographs through a model, in numbers and in one picture."""
+"""`wetok demo`: the sample photographs through models, in numbers and in one picture."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from wetok.commands import options
 
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
+    from wetok.commands.scores import Score
+    from wetok.model.tokenizer import Tokenizer
+
 PHOTOS = Path(__file__).parent.parent / "assets" / "photos"
 
 
 def command(
-    model: options.Model = options.DEFAULT_MODEL,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A shipped name, a model folder or a Hub id; repeatable.  "
+            "[default: all in the package]",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for demo.png.")] = Path("out"),
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
-    """Send the sample photographs through a model; print numbers, write a picture.
+    """Send the sample photographs through models; print numbers, write a picture.
+
+    One model: a line for each photograph. Several: a line for each model, means.
 
     bpp: the tokens' bits for each pixel. ratio: 24-bit RGB against that.
 
     Example: wetok demo
     """
     from PIL import Image
-    from rich.table import Table
 
-    from wetok.commands.picture import Pair, save_png, side_by_side
-    from wetok.commands.scores import score
+    from wetok import checkpoint
+    from wetok.commands.picture import Labelled, save_png, side_by_side
     from wetok.commands.tables import show
     from wetok.config import WetokError
     from wetok.data.images import find_images, load_image
 
     if out.exists() and not out.is_dir():
         raise WetokError(f"--out {out}: a file; name a folder, demo.png is written into it")
-    tokenizer = options.load(model, device)
-    # The first call sets up memory and threads; it is not what encoding takes.
-    tokenizer.decode(tokenizer.encode(Image.new("RGB", (64, 64))))
-
-    table = Table(title=f"{tokenizer.name} on {tokenizer.device}", title_justify="left")
-    table.add_column("photo", no_wrap=True)
-    for heading in ("size", "bytes", "bpp", "ratio", "PSNR dB", "SSIM", "encode s", "decode s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    pairs = []
-    for path in find_images(PHOTOS):
-        photo = load_image(path)
-        start = time.perf_counter()
-        tokens = tokenizer.encode(photo)
-        middle = time.perf_counter()
-        (image,) = tokenizer.decode(tokens, seed=seed)
-        end = time.perf_counter()
-
-        told = score(photo, image)
-        bits = tokens.ids.numel() * tokens.group_bits
-        bpp = bits / (photo.width * photo.height)
-        table.add_row(
-            path.stem,
-            f"{photo.width}x{photo.height}",
-            f"{-(-bits // 8):,}",
-            f"{bpp:.3f}",
-            f"{24 / bpp:.1f}",
-            f"{told.psnr:.2f}",
-            "-" if told.ssim is None else f"{told.ssim:.3f}",
-            f"{middle - start:.2f}",
-            f"{end - middle:.2f}",
-        )
-        raw = photo.width * photo.height * 3
-        pairs.append(
-            Pair(
-                photo,
-                image,
-                f"photograph: {raw:,} bytes of pixels",
-                f"from {-(-bits // 8):,} bytes of tokens: {told}",
-            )
-        )
-    show(table)
-    config = tokenizer.config
-    title = (
-        f"wetok {tokenizer.name}: {config.bpp:g} bits a pixel, {config.ratio:.0f}x less than RGB"
-    )
-    save_png(side_by_side(pairs, title), out / "demo.png")
+    photos = {path.stem: load_image(path) for path in find_images(PHOTOS)}
+    rows = [[Labelled(photo, name)] for name, photo in photos.items()]
+    passes: list[Pass] = []
+    for name in model or _from_fine_to_coarse(checkpoint.shipped()):
+        tokenizer = options.load(name, device)
+        # The first call sets up memory and threads; it is not what encoding takes.
+        tokenizer.decode(tokenizer.encode(Image.new("RGB", (64, 64))))
+        for row, (stem, photo) in zip(rows, photos.items(), strict=True):
+            done = there_and_back(tokenizer, stem, photo, seed)
+            passes.append(done)
+            label = f"{tokenizer.name}, {done.size:,} bytes, {done.score.psnr:.2f} dB"
+            row.append(Labelled(done.image, label))
+    single = len(passes) == len(photos)
+    title = f"{passes[0].model if single else 'wetok'} on {tokenizer.device}"
+    show(table(passes, title) if single else table(_means(passes), f"{title}, means", "model"))
+    save_png(side_by_side(rows, "Photographs, and what comes back"), out / "demo.png")
     print(f"picture: {out / 'demo.png'}")
     print("next:    wetok reconstruct YOUR_PHOTOS --side-by-side")
+
+
+class Pass(NamedTuple):
+    """A photograph through a model, or the mean of several."""
+
+    model: str
+    photo: str
+    pixels: float
+    bits: int
+    score: Score
+    encode_seconds: float
+    decode_seconds: float
+    image: Image.Image
+
+    @property
+    def size(self) -> int:
+        """Bytes that the bits take."""
+        return -(-self.bits // 8)
+
+
+def there_and_back(tokenizer: Tokenizer, name: str, photo: Image.Image, seed: int) -> Pass:
+    """The photograph through the model, with what it took."""
+    from wetok.commands.scores import score
+
+    start = time.perf_counter()
+    tokens = tokenizer.encode(photo)
+    middle = time.perf_counter()
+    (image,) = tokenizer.decode(tokens, seed=seed)
+    end = time.perf_counter()
+    bits = tokens.ids.numel() * tokens.group_bits
+    pixels = photo.width * photo.height
+    told = score(photo, image)
+    return Pass(tokenizer.name, name, pixels, bits, told, middle - start, end - middle, image)
+
+
+def table(passes: list[Pass], title: str, first: str = "photo") -> Table:
+    """A line for each pass, named by its model or its photograph."""
+    from rich.table import Table
+
+    found = Table(title=title, title_justify="left")
+    found.add_column(first, no_wrap=True)
+    for heading in ("bytes", "bpp", "ratio", "PSNR dB", "SSIM", "encode s", "decode s"):
+        found.add_column(heading, justify="right", no_wrap=True)
+    for one in passes:
+        bpp = one.bits / one.pixels
+        photo = f"{one.photo} {one.image.width}x{one.image.height}"
+        found.add_row(
+            photo if first == "photo" else one.model,
+            f"{one.size:,}",
+            f"{bpp:.3f}",
+            f"{24 / bpp:.1f}",
+            f"{one.score.psnr:.2f}",
+            "-" if one.score.ssim is None else f"{one.score.ssim:.3f}",
+            f"{one.encode_seconds:.2f}",
+            f"{one.decode_seconds:.2f}",
+        )
+    return found
+
+
+def _means(passes: list[Pass]) -> list[Pass]:
+    """One for each model."""
+    from statistics import mean
+
+    from wetok.commands.scores import Score
+
+    found = []
+    for name in dict.fromkeys(one.model for one in passes):
+        of = [one for one in passes if one.model == name]
+        ssim = [one.score.ssim for one in of if one.score.ssim is not None]
+        found.append(
+            of[0]._replace(
+                pixels=mean(one.pixels for one in of),
+                bits=round(mean(one.bits for one in of)),
+                score=Score(mean(one.score.psnr for one in of), mean(ssim) if ssim else None),
+                encode_seconds=mean(one.encode_seconds for one in of),
+                decode_seconds=mean(one.decode_seconds for one in of),
+            )
+        )
+    return found
+
+
+def _from_fine_to_coarse(names: list[str]) -> list[str]:
+    """Most bits a pixel first, a generative decoder behind its first stage."""
+    from wetok import checkpoint
+
+    configs = {name: checkpoint.read_config(checkpoint.SHIPPED / name).network for name in names}
+    return sorted(names, key=lambda name: (-configs[name].bpp, configs[name].generative))

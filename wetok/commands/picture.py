@@ -14,40 +14,42 @@ _MARGIN, _GAP = 16, 8
 _PAPER, _INK, _FAINT = (255, 255, 255), (25, 25, 25), (110, 110, 110)
 
 
-class Pair(NamedTuple):
-    """A photograph and its reconstruction, of one size, each with a line of text below it."""
+class Labelled(NamedTuple):
+    """A picture and the line of text below it."""
 
-    original: Image.Image
-    reconstruction: Image.Image
-    original_label: str
-    reconstruction_label: str
+    image: Image.Image
+    label: str
 
 
-def side_by_side(pairs: Sequence[Pair], title: str | None = None) -> Image.Image:
-    """One row for each pair, the original left and the reconstruction right, pixels unscaled."""
+def side_by_side(rows: Sequence[Sequence[Labelled]], title: str | None = None) -> Image.Image:
+    """Rows of pictures, such as a photograph and its reconstructions; pixels unscaled.
+
+    Args:
+        rows: each with as many pictures as the others, all of a row of one height.
+    """
     font, bold = ImageFont.load_default(14), ImageFont.load_default(20)
     line, head = 24, 36 if title else 0
     # A tiny image still needs room for its label.
-    texts = [text for pair in pairs for text in (pair.original_label, pair.reconstruction_label)]
-    column = max(
-        *(pair.original.width for pair in pairs), *(round(font.getlength(text)) for text in texts)
+    widths = [
+        max(max(one.image.width, round(font.getlength(one.label))) for one in column)
+        for column in zip(*rows, strict=True)
+    ]
+    inside = max(sum(widths) + _GAP * (len(widths) - 1), round(bold.getlength(title or "")))
+    heights = [row[0].image.height + line + _GAP for row in rows]
+    sheet = Image.new(
+        "RGB", (inside + 2 * _MARGIN, head + sum(heights) - _GAP + 2 * _MARGIN), _PAPER
     )
-    width = max(2 * _MARGIN + 2 * column + _GAP, round(bold.getlength(title or "")) + 2 * _MARGIN)
-    height = 2 * _MARGIN + head + sum(pair.original.height + line + _GAP for pair in pairs) - _GAP
-    sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((_MARGIN, _MARGIN - 4), title, _INK, font=bold)
     y = _MARGIN + head
-    for pair in pairs:
-        below = y + pair.original.height + 4
-        for x, image, label in (
-            (_MARGIN, pair.original, pair.original_label),
-            (_MARGIN + column + _GAP, pair.reconstruction, pair.reconstruction_label),
-        ):
-            sheet.paste(image, (x, y))
-            draw.text((x, below), label, _FAINT, font=font)
-        y += pair.original.height + line + _GAP
+    for row, height in zip(rows, heights, strict=True):
+        x = _MARGIN
+        for one, width in zip(row, widths, strict=True):
+            sheet.paste(one.image, (x, y))
+            draw.text((x, y + one.image.height + 4), one.label, _FAINT, font=font)
+            x += width + _GAP
+        y += height
     return sheet
 
 

@@ -33,7 +33,7 @@ def command(
     from typing import cast
 
     from wetok.commands.batch import Job, plan
-    from wetok.commands.picture import Pair, save_png
+    from wetok.commands.picture import Labelled, save_png
     from wetok.commands.picture import side_by_side as beside
     from wetok.commands.scores import score
     from wetok.data.images import find_images
@@ -50,8 +50,9 @@ def command(
         (image,) = tokenizer.decode(tokens, seed=seed, tiles=tiling)
         told = score(original, image)
         if side_by_side:
-            pair = Pair(original, image, job.source.name, f"{tokenizer.name}: {told}")
-            save_png(beside([pair]), job.target)
+            label = f"{tokenizer.name}: {told}"
+            row = Labelled(original, job.source.name), Labelled(image, label)
+            save_png(beside([row]), job.target)
         else:
             save_png(image, job.target)
         return f"{job.source} -> {job.target}  {original.width}x{original.height}, {told}"
