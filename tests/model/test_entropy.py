@@ -235,8 +235,11 @@ def test_float32_is_near_float64(bits, groups, convention, size, drawn, autocast
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_latents_are_widened(dtype, autocast) -> None:
-    latent = latents(4, 16, 4, 4, scale=0.05).to(dtype)
+@pytest.mark.parametrize("size", [0.01, 0.05, 1.0, 5.0])
+@pytest.mark.parametrize("drawn", ["normal", "signs"])
+def test_half_precision_latents_are_widened(dtype, autocast, size, drawn) -> None:
+    latent = latents(4, 16, 4, 4, scale=1.0)
+    latent = (size * (latent if drawn == "normal" else latent.sign())).to(dtype)
     truth = with_slopes(dense_entropies, latent.double(), 2)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         token, codebook = group_entropies(latent, 2)
