@@ -9,12 +9,13 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench performance docs clean
 help:
 	@echo "make demo   sample photographs to tokens and back: a table, and a picture in $(OUT)/"
 	@echo "make test   formatting, types and tests"
 	@echo "make lint   formatting and types only"
 	@echo "make bench  the entropies against the dense computation, two quick cases"
+	@echo "make performance  the tables of docs/performance.md from the committed results"
 	@echo "make docs   the documentation as a site, in build/docs"
 	@echo "make clean  remove $(VENV) and caches"
 
@@ -31,6 +32,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/entropy.py --quick
+
+performance: $(INSTALLED)
+	$(BIN)/python benchmarks/performance.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

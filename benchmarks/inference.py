@@ -2,22 +2,27 @@
 
     python benchmarks/inference.py                       # the shipped model; writes a result
     python benchmarks/inference.py --model general-192x  # a published shape with random weights
+    python benchmarks/inference.py --threads 2 --batch 4 # a batch, on both cores
+    python benchmarks/inference.py --also channels_last  # float32 in channels last beside it
     python benchmarks/inference.py --quick               # one round at 64 pixels, writes nothing
 
 "The released way" is the released network's arithmetic, written out below: contiguous float32, SiLU
 as x * sigmoid(x) in new tensors, the adaptive norm as a norm, a product and a sum; and glibc's
-allocator as its adaptive limits leave it. Ours runs as the commands do (`wetok.memory`).
+allocator as its adaptive limits leave it; it takes a batch at once. Ours runs as the commands do
+(`wetok.memory`), which take one image after another.
 
-Rounds take all modes in turn, in one process. Times are processor time, so that other work on the
-machine shows little; the ratio is the median of the rounds' ratios. Peak is that of a 2048^3 matrix
-product in the mode's own precision, measured in the same process. `--device cuda` takes wall time
-and is untested.
+Rounds take all modes in turn, in one process; the ratio is the median of the rounds' ratios. With
+one thread the clock is processor time, so that other work on the machine shows little. With more it
+is wall time, which alone shows whether they share the work well: the machine has to be quiet. Peak
+is that of a 2048^3 matrix product in the mode's own precision by the same clock, in the same
+process. `--device cuda` takes wall time and is untested.
 The last line printed is one line of JSON, also written to benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
 import math
@@ -90,6 +95,9 @@ def released_decoder(decoder: Any, code: Tensor) -> Tensor:
 
 # --- measuring
 
+LONG = 2.0
+"""Seconds of a pass from which on the pages it asks for no longer count."""
+
 
 def allocator(ours: bool) -> None:
     """As the commands set it, or as glibc's own limits come to be in a program like this."""
@@ -101,47 +109,68 @@ def allocator(ours: bool) -> None:
             mallopt(setting, value)
 
 
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
+def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float, Tensor]:
+    """Wall and processor time, and the result."""
 
+    def clocks() -> tuple[float, float]:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter(), time.process_time()
 
-def timed(run: Callable[[], Tensor], device: torch.device) -> tuple[float, Tensor]:
-    began = clock(device)
+    began = clocks()
     result = run()
-    return clock(device) - began, result
+    ended = clocks()
+    return ended[0] - began[0], ended[1] - began[1], result
+
+
+def clock(device: torch.device) -> str:
+    return "wall" if device.type == "cuda" or torch.get_num_threads() > 1 else "processor"
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a matrix product: the best of several, as a peak is."""
     a = torch.randn(2048, 2048, device=device).to(dtype)
     b = torch.randn(2048, 2048, device=device).to(dtype)
-    return 2 * 2048**3 / min(timed(lambda: a @ b, device)[0] for _ in range(5))
+    which = 0 if clock(device) == "wall" else 1
+    return 2 * 2048**3 / min(timed(lambda: a @ b, device)[which] for _ in range(5))
 
 
-def flops(run: Callable[[], Tensor]) -> int:
+def flops(tok: Tokenizer, image: Tensor) -> dict[str, int]:
+    """Of each direction, counted without computing anything."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
+    with torch.device("meta"):
+        network = TokenizerNetwork(tok.config)
+        counted = {}
+        with FlopCounterMode(display=False) as counter:
+            latent = released_encoder(network.encoder, torch.empty(image.shape))
+        counted["encode"] = counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            released_decoder(network.decoder, latent)
+        counted["decode"] = counter.get_total_flops()
+    return counted
 
 
-def passes(tok: Tokenizer, image: Tensor) -> dict[str, dict[str, Callable[[], Tensor]]]:
+Passes = dict[str, dict[str, Callable[[], Tensor]]]
+
+
+def passes(tok: Tokenizer, image: Tensor, also: str | None = None) -> Passes:
     """direction -> mode -> one pass."""
-    tokens = tok.encode(image, precision="float32")
+    tokens = tok.encode(image, precision="float32", tiles="off")
     code = tok.model.quantizer.ids_to_code(tokens.ids.to(tok.device))
     fast = {
         direction: tok._prepared.network(direction, tok.way(direction, "bf16"))
         for direction in ("encode", "decode")
     }
-    return {
+
+    def encoded(encoder: Any) -> Tensor:
+        return torch.cat([encoder(one) for one in image.split(1)])
+
+    every: Passes = {
         "encode": {
             "released": lambda: released_encoder(tok.model.encoder, image),
-            "float32": lambda: tok.model.encoder(image),
-            "bf16": lambda: fast["encode"].encoder(image).float(),
+            "float32": lambda: encoded(tok.model.encoder),
+            "bf16": lambda: encoded(fast["encode"].encoder).float(),
         },
         "decode": {
             "released": lambda: released_decoder(tok.model.decoder, code),
@@ -149,38 +178,54 @@ def passes(tok: Tokenizer, image: Tensor) -> dict[str, dict[str, Callable[[], Te
             "bf16": lambda: fast["decode"].decode(code).float(),
         },
     }
+    if also == "channels_last":
+        last = copy.deepcopy(tok.model).to(memory_format=torch.channels_last)
+        every["encode"]["channels_last"] = lambda: encoded(last.encoder)
+        every["decode"]["channels_last"] = lambda: last.decode(code)
+    return every
 
 
 @torch.no_grad()
-def measure(tok: Tokenizer, image: Tensor, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    tok: Tokenizer, image: Tensor, rounds: int, also: str | None = None
+) -> list[dict[str, Any]]:
     device = tok.device
-    every = passes(tok, image)
-    seconds: dict[tuple[str, str], list[float]] = {}
+    every = passes(tok, image, also)
+    taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    first: dict[str, float] = {}
+    which = 0 if clock(device) == "wall" else 1
     results: dict[tuple[str, str], Tensor] = {}
     for number in range(rounds + 1):
         for direction, modes in every.items():
             for mode, run in modes.items():
                 allocator(ours=mode != "released")
-                if number == 0 or mode == "released":
+                if number and mode == "released" and first[direction] < LONG:
                     run()  # warm: the first after another allocator's rules pays for both
-                spent, results[direction, mode] = timed(run, device)
+                wall, processor, results[direction, mode] = timed(run, device)
                 if number:
-                    seconds.setdefault((direction, mode), []).append(spent)
+                    taken.setdefault((direction, mode), []).append((wall, processor))
+                else:
+                    first.setdefault(direction, wall)
+    float32 = matmul_peak(torch.float32, device)
     peaks = {"bf16": matmul_peak(torch.bfloat16, device)}
-    peaks["float32"] = peaks["released"] = matmul_peak(torch.float32, device)
     rows = []
+    work = flops(tok, image)
     for direction, modes in every.items():
-        work = flops(modes["released"])
         exact = results[direction, "released"]
+        base = [clocks[which] for clocks in taken[direction, "released"]]
         for mode in modes:
-            mine, base = seconds[direction, mode], seconds[direction, "released"]
+            mine = [clocks[which] for clocks in taken[direction, mode]]
+            walls, processors = zip(*taken[direction, mode], strict=True)
+            rate = work[direction] / statistics.median(mine)
             row: dict[str, Any] = {
                 "direction": direction,
                 "mode": mode,
-                "processor_seconds": statistics.median(mine),
+                "seconds": statistics.median(mine),
+                "wall_seconds": statistics.median(walls),
+                "processor_seconds": statistics.median(processors),
                 "ratio": statistics.median(b / m for b, m in zip(base, mine, strict=True)),
-                "gflop": work / 1e9,
-                "share_of_peak": work / statistics.median(mine) / peaks[mode],
+                "gflop": work[direction] / 1e9,
+                "share_of_peak": rate / peaks.get(mode, float32),
             }
             other = results[direction, mode]
             if direction == "encode":
@@ -228,12 +273,30 @@ def opened(name: str, device: str) -> Tokenizer:
     return checkpoint.load(name, device)
 
 
+def inputs(photos: Path, side: int, batch: int) -> Tensor:
+    """The middles of the first photographs, or noise where there are none."""
+    if not photos.is_dir():
+        return torch.rand(batch, 3, side, side) * 2 - 1
+    crops = (center_crop(load_image(path), side) for path in find_images(photos)[:batch])
+    return torch.stack([to_tensor(crop) for crop in crops])
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """Of the result file: what was measured, then the hardware and the date."""
+    name = f"inference-{result['model']}"
+    name += f"-threads{result['threads']}" if result["threads"] > 1 else ""
+    name += f"-batch{result['batch']}" if result["batch"] > 1 else ""
+    return f"{name}-{result['hardware']}-{result['date']}.json"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="tiny-48x")
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1, help="images a pass")
+    parser.add_argument("--also", choices=["channels_last"], help="float32 in that layout too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--photos", type=Path, default=SHARED / "photos" / "val")
     parser.add_argument("--quick", action="store_true", help="one round, writes nothing")
@@ -242,10 +305,7 @@ def main() -> None:
     tok = opened(options.model, options.device)
     side = 64 if options.quick else options.side
     shipped = options.model in checkpoint.shipped()
-    if options.photos.is_dir():
-        image = to_tensor(center_crop(load_image(find_images(options.photos)[0]), side))[None]
-    else:
-        image = torch.rand(1, 3, side, side) * 2 - 1
+    image = inputs(options.photos, side, options.batch).to(tok.device)
     result: dict[str, Any] = {
         "benchmark": "inference",
         "model": options.model,
@@ -254,17 +314,20 @@ def main() -> None:
         "hardware": f"cpu{os.cpu_count()}" if options.device == "cpu" else options.device,
         "processor": platform.machine(),
         "threads": options.threads,
+        "batch": options.batch,
+        "clock": clock(tok.device),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
         "load_average": os.getloadavg()[0],
     }
-    result["rows"] = measure(tok, image.to(tok.device), 1 if options.quick else options.rounds)
-    if not options.quick and shipped and options.photos.is_dir():
+    rounds = 1 if options.quick else options.rounds
+    result["rows"] = measure(tok, image, rounds, options.also)
+    single = options.threads == options.batch == 1
+    if not options.quick and shipped and single and options.photos.is_dir():
         result["validation"] = validation(tok, options.photos, side)
     if not options.quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        name = f"inference-{options.model}-{result['hardware']}-{result['date']}.json"
-        (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / file_name(result)).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
