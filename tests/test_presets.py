@@ -41,8 +41,8 @@ def test_the_others_are_this_projects_own():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_name_tells_the_ratio_or_the_factor(name):
-    family, _, number = name.rpartition("-")
-    assert family
+    family, _, number = name.removesuffix("-gd").rpartition("-")
+    assert family and preset(name).generative == (name.endswith("-gd") or name == "general-768x")
     told = preset(name).ratio if number.endswith("x") else preset(name).factor
     assert told == int(number.strip("xf"))
 

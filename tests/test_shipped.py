@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import zlib
 from pathlib import Path
 
 import pytest
 
 import wetok
+from tools.ship import BEGIN, END, PAGE, table
 from wetok import checkpoint
 from wetok.data.images import find_images, load_image
 from wetok.evaluate.evaluation import Evaluation
 from wetok.evaluate.protocols import protocol
 from wetok.losses.perceptual import LPIPS
-from wetok.presets import preset
+from wetok.presets import PRESETS, preset
 
 NAMES = checkpoint.shipped()
 ASSETS = Path(wetok.__file__).parent / "assets"
@@ -29,8 +31,37 @@ def score_on_card(name: str, score: str) -> float:
     return float(found[1])
 
 
-def test_there_is_a_model() -> None:
-    assert "tiny-48x" in NAMES
+def test_the_family_is_there() -> None:
+    assert set(NAMES) == {name for name in PRESETS if name.startswith("tiny-")}
+    assert {"tiny-24x", "tiny-48x", "tiny-48x-gd", "tiny-192x", "tiny-192x-gd"} <= set(NAMES)
+
+
+def test_they_fit_a_wheel_together() -> None:
+    """As a wheel has them: deflated."""
+    size = 0
+    for file in checkpoint.SHIPPED.rglob("*.*"):
+        deflate = zlib.compressobj(6)
+        size += len(deflate.compress(file.read_bytes())) + len(deflate.flush())
+    assert size <= 40e6
+
+
+def test_the_page_tells_what_the_cards_do() -> None:
+    page = PAGE.read_text("utf-8")
+    assert f"{BEGIN}\n{table()}\n{END}" in page
+    for name in NAMES:
+        assert f"images/{name}-curves.png" in page
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-gd")])
+def test_a_second_stage_shares_its_firsts_encoder(name: str) -> None:
+    first, second = wetok.load(name.removesuffix("-gd")), wetok.load(name)
+    theirs = first.model.encoder.state_dict()
+    assert second.model.encoder.state_dict().keys() == theirs.keys()
+    assert all(t.equal(theirs[key]) for key, t in second.model.encoder.state_dict().items())
+    photo = load_image(ASSETS / "photos" / "cat.jpg")
+    tokens = first.encode(photo)
+    one, other = (second.decode(tokens, seed=seed)[0] for seed in (0, 1))
+    assert one.size == photo.size and one.tobytes() != other.tobytes()
 
 
 @pytest.mark.parametrize("name", NAMES)

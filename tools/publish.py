@@ -6,8 +6,8 @@
     python tools/publish.py compared
 
 Images' names and crops are left out of the numbers. The tables stand between the page's marks, and
-tests/evaluate/test_compare_doc.py holds them to the numbers. `--original` is for a comparison under
-`--protocol original`, whose table goes below the other marks.
+tests/evaluate/test_compare_doc.py holds them to the numbers. Folders after the first add models to
+its comparison, such as one made later with `--codec none`; the plot is drawn anew.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from typing import Any
 from PIL import Image
 
 from wetok.checkpoint import written_beside
+from wetok.evaluate.plots import draw_rate_distortion
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
+KIND = "compare-tiny"
 IMAGES = ROOT / "docs" / "images"
 SCORES = {"psnr": ("PSNR (dB)", 2), "ssim": ("SSIM", 3)}
 SCORES |= {"lpips-alex": ("LPIPS-alex", 3), "lpips-vgg": ("LPIPS-vgg", 3), "fd-vgg": ("FD-vgg", 1)}
 
 
-def newest(kind: str) -> Path:
-    """The last result file of `kind`, compare-tiny or compare-tiny-original."""
-    found = [path for path in RESULTS.glob(f"{kind}-cpu*.json")]
-    return max(found, key=lambda path: path.stem[-len("2026-01-01") :])
+def newest() -> Path:
+    """The last result file."""
+    return max(RESULTS.glob(f"{KIND}-cpu*.json"), key=lambda path: path.stem[-len("2026-01-01") :])
 
 
 def row(one: dict[str, Any]) -> str:
@@ -76,32 +77,30 @@ def too_large(one: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="what `wetok compare --out` wrote")
-    parser.add_argument("--original", action="store_true", help="of whole photographs")
+    parser.add_argument("folders", type=Path, nargs="+", help="what `wetok compare --out` wrote")
     given = parser.parse_args()
-    kind = "compare-tiny-original" if given.original else "compare-tiny"
-    result = json.loads((given.folder / "compare.json").read_text("utf-8"))
+    results = [json.loads((path / "compare.json").read_text("utf-8")) for path in given.folders]
+    result = results[0]
     result["arguments"]["data"] = ["photos/val"]
+    for more in results[1:]:
+        result["arguments"]["models"] += more["arguments"]["models"]
+        result["contests"] += more["contests"]
     for contest in result["contests"]:
         for extra in ("crops", "sheet"):
             contest.pop(extra, None)
         for one in (contest["model"], *contest["codecs"]):
             one.pop("bit_ones", None)
-    file = RESULTS / f"{kind}-cpu{os.cpu_count()}-{date.today().isoformat()}.json"
+    file = RESULTS / f"{KIND}-cpu{os.cpu_count()}-{date.today().isoformat()}.json"
     with written_beside(file) as beside:
         beside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    begin, end = f"<!-- {kind}: begin -->", f"<!-- {kind}: end -->"
+    begin, end = f"<!-- {KIND}: begin -->", f"<!-- {KIND}: end -->"
     head, rest = PAGE.read_text("utf-8").split(begin)
     with written_beside(PAGE) as beside:
         beside.write_text(f"{head}{begin}\n{tables(result)}\n{end}{rest.split(end)[1]}", "utf-8")
-    if not given.original:
-        for picture in given.folder.glob("*.png"):
-            name = "compare-" + picture.stem.removeprefix("compare-")
-            if picture.stem.startswith("crops-"):
-                with Image.open(picture) as opened:
-                    opened.save(IMAGES / f"{name}.webp", quality=85, method=6)
-            else:
-                (IMAGES / f"{name}.png").write_bytes(picture.read_bytes())
+    draw_rate_distortion(result, IMAGES / "compare-rate-distortion.png")
+    for picture in given.folders[0].glob("crops-*.png"):
+        with Image.open(picture) as opened:
+            opened.save(IMAGES / f"compare-{picture.stem}.webp", quality=85, method=6)
     print(file)
 
 

@@ -2,6 +2,7 @@
 
     python tools/ship.py runs/tiny-24x --train photos/train --val photos/val
     python tools/ship.py runs/tiny-48x-gd --stage1 tiny-48x --val photos/val
+    python tools/ship.py --table    # docs/models.md's table anew, from the cards
 
 The run's folder has the model's name. Weights keep 6 significant bits, which costs 0.015 dB
 and lets a wheel compress them to two thirds. A second stage shares its first stage's encoder, and
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,19 +24,23 @@ import torch
 import yaml
 
 from wetok import checkpoint
-from wetok.config import WetokError
+from wetok.config import WetokError, load_train_config
 from wetok.model.network import TokenizerNetwork, parameter_count
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
+SCORES = ("PSNR", "SSIM", "LPIPS-alex", "LPIPS-vgg", "FD-vgg")
 SIGNIFICANT = 6
 
 
 def rounded(network: TokenizerNetwork, bits: int = SIGNIFICANT) -> None:
-    """Rounds every weight to `bits` significant bits, in place."""
+    """Rounds every weight to `bits` significant bits that float16 holds, in place."""
     with torch.no_grad():
         for parameter in network.parameters():
             mantissa, exponent = torch.frexp(parameter)
-            parameter.copy_(torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent))
+            short = torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
+            parameter.copy_(short.half())
 
 
 def wetok(*words: str) -> str:
@@ -59,6 +65,7 @@ def card(run: Path, name: str, folder: Path, found: dict[str, Any], stage1: str 
     network, _ = checkpoint.load_network(folder)
     recipe = ROOT / "recipes" / "tiny" / f"{name}.yaml"
     settings = yaml.safe_load((run / "config.json").read_text("utf-8"))
+    gan = f" + {settings['gan']['weight']:g} x PatchGAN" if settings["gan"] else ""
     log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     last = [line for line in log if "seconds" in line][-1]
     stage = (
@@ -78,7 +85,9 @@ def card(run: Path, name: str, folder: Path, found: dict[str, Any], stage1: str 
         ("dead bits", f"{found['dead_bits']} of {shape.bits}"),
         ("bits a pixel, fixed length", f"{shape.bpp:.3f}"),
     ]
-    loss, data = settings["loss"], settings["data"]
+    loss = settings["loss"]
+    crops = [config.data for _, config in load_train_config(recipe, []).stretches()]
+    shown = ", then ".join(dict.fromkeys(f"{d.batch} of {d.crop} x {d.crop}" for d in crops))
     return (
         f"""---
 license: apache-2.0
@@ -100,9 +109,9 @@ tok = wetok.load("{name}")
 | networks | convolutional, `patch: {shape.patch}`; encoder {parameter_count(network.encoder):,} parameters, decoder {parameter_count(network.decoder):,} |
 | stored | float16 of {SIGNIFICANT} significant bits, {size:.1f} MB; computed in float32 |
 | tables for entropy coding | `coding.safetensors`, {tables:.1f} MB, by `wetok coding --data PHOTOS/train` |
-| started from | `{Path(settings["run"]["init"]).parent.name if "/" in settings["run"]["init"] else settings["run"]["init"]}` |
+| started from | `{Path(settings["run"]["init"]).parent.name}`, see docs/models.md |
 | data | 209 photographs and textures, crops, flips, slight colour jitter |
-| steps | {last["step"]:,} of {data["batch"]} crops of {data["crop"]} x {data["crop"]}, {settings["optimizer"]["kind"]}, bf16 autocast; LPIPS ({loss["perceptual"]}) in the objective |
+| steps | {last["step"]:,}; crops a step: {shown}; {settings["optimizer"]["kind"].capitalize()}, bf16 autocast; {loss["reconstruction_weight"]:g} x {loss["reconstruction"].upper()} + {loss["perceptual_weight"]:g} x LPIPS-{loss["perceptual"]}{gan} |
 | weights | exponential moving average at the end of the run |
 | hardware, duration | one thread of two CPU cores (AMD EPYC) shared with other work, {last["seconds"] / 60:.0f} minutes |
 | command | `wetok train {recipe.relative_to(ROOT)} data.train=PHOTOS/train data.val=PHOTOS/val` |
@@ -121,7 +130,7 @@ Model fingerprint {config.fingerprint}. LPIPS-{loss["perceptual"]} is the networ
 
 ## Limits
 
-Letters under about 16 pixels can't be read; small faces lose their features; leaves, fur and grain soften. Trained on few photographs for a short time on a CPU: a demonstration, not a rival of the published models. Pictures of where it fails: docs/models.md.
+Letters under about 16 pixels can't be read; small faces lose their features; leaves, fur and grain soften. Trained on few photographs for a short time on a CPU: a demonstration, not a rival of the published models. Pictures of that, and the curves of the run: docs/models.md of the project.
 
 ## Credits
 
@@ -130,13 +139,51 @@ The photographs come from these Debian packages, mostly CC BY-SA and GPL: gcompr
     )
 
 
+def table() -> str:
+    """Of docs/models.md: a line for each model, by its folder and its card."""
+    names = sorted(checkpoint.shipped(), key=_fineness)
+    lines = [
+        f"| model | f | bits a position | ratio | parameters | {' | '.join(SCORES)} |",
+        "|" + "---|" * (5 + len(SCORES)),
+    ]
+    for name in names:
+        folder = checkpoint.SHIPPED / name
+        network, _ = checkpoint.load_network(folder)
+        shape, card = network.config, (folder / checkpoint.CARD).read_text("utf-8")
+        millions = (parameter_count(part) / 1e6 for part in (network.encoder, network.decoder))
+        told = [re.findall(rf"^\| {score} \| ([^|]+) \|", card, re.MULTILINE) for score in SCORES]
+        lines.append(
+            f"| [`{name}`](../wetok/assets/models/{name}/README.md) | {shape.factor} | "
+            f"{shape.bits} = {shape.groups} x {shape.group_bits} | {shape.ratio:.0f}x | "
+            f"{' + '.join(f'{count:.1f}' for count in millions)} M | "
+            f"{' | '.join(found[0] for found in told)} |"
+        )
+    return "\n".join(lines)
+
+
+def _fineness(name: str) -> tuple[float, bool]:
+    shape = checkpoint.read_config(checkpoint.SHIPPED / name).network
+    return -shape.bpp, shape.generative
+
+
+def write_table() -> None:
+    head, rest = PAGE.read_text("utf-8").split(BEGIN)
+    with checkpoint.written_beside(PAGE) as beside:
+        beside.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="run folder, of the model's name")
+    parser.add_argument("run", type=Path, nargs="?", help="run folder, of the model's name")
+    parser.add_argument("--table", action="store_true", help="only write docs/models.md's table")
     parser.add_argument("--train", type=Path, help="photographs to learn the coding tables from")
-    parser.add_argument("--val", type=Path, required=True, help="photographs to score on")
+    parser.add_argument("--val", type=Path, help="photographs to score on")
     parser.add_argument("--stage1", help="the shipped model whose encoder this one shares")
     given = parser.parse_args()
+    if given.table:
+        return write_table()
+    if given.run is None or given.val is None:
+        parser.error("RUN and --val are needed, or --table")
     name = given.run.resolve().name
     target = checkpoint.SHIPPED / name
     network, _ = checkpoint.load_network(given.run / "model")
@@ -157,6 +204,7 @@ def main() -> None:
     with checkpoint.written_beside(target / checkpoint.CARD) as beside:
         beside.write_text(text, encoding="utf-8")
     shutil.copy(given.run / "curves.png", ROOT / "docs" / "images" / f"{name}-curves.png")
+    write_table()
     print(json.dumps({"name": name, **{k: found[k] for k in ("psnr", "lpips-alex", "fd-vgg")}}))
 
 

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = {
-    "demo": "Send the sample photographs through the shipped model; see numbers and a picture.",
+    "demo": "Send the sample photographs through the shipped models; see numbers and a picture.",
     "models": "List the shipped models and the published shapes.",
     "info": "Show what is in a model, a .wetok file or a photograph.",
     "reconstruct": "Send photographs to tokens and back; write PNGs.",

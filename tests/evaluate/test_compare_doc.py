@@ -11,6 +11,8 @@ import pytest
 
 import wetok
 from tests.documents import run
+from tools.publish import newest, row, tables, too_large
+from wetok import checkpoint
 from wetok.data.images import find_images
 from wetok.evaluate.codecs import CODECS, codec
 from wetok.evaluate.comparison import Comparison
@@ -18,10 +20,9 @@ from wetok.evaluate.protocols import preprocessing_hash, protocol
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEXT = (ROOT / "docs" / "compare.md").read_text("utf-8")
-(FILE,) = (ROOT / "benchmarks" / "results").glob("compare-tiny-48x-*.json")
-RESULTS: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
-(CONTEST,) = RESULTS["contests"]
-MODEL = CONTEST["model"]
+TABLES = (ROOT / "docs" / "results.md").read_text("utf-8")
+RESULTS: dict[str, Any] = json.loads(newest().read_text("utf-8"))
+CONTESTS = {contest["model"]["model"]: contest for contest in RESULTS["contests"]}
 
 
 def test_the_snippet_runs(
@@ -35,48 +36,50 @@ def test_the_snippet_runs(
     assert 2000 < size < 4096 and 20 < own < webp
 
 
-def row(one: dict[str, Any]) -> str:
-    """A line of the page's table."""
-    cells = [one.get("title", f"`{one['model']}`") + (" *" if one.get("too_large") else "")]
-    cells += [f"{one['bytes']:,.0f}", f"{one['coded_bpp']:.3f}", f"{one['payload_bpp']:.3f}"]
-    scores = (("psnr", 2), ("ssim", 3), ("lpips-alex", 3), ("lpips-vgg", 3), ("fd-vgg", 1))
-    cells += [f"{one[name]:.{digits}f}" for name, digits in scores]
-    return f"| {' | '.join(cells)} |"
+def test_the_tables_are_what_the_command_gave() -> None:
+    told = TABLES.split("<!-- compare-tiny: begin -->\n")[1].split("\n<!-- compare-tiny: end")[0]
+    assert told == tables(RESULTS)
+    for contest in RESULTS["contests"]:
+        for one in contest["codecs"]:
+            assert row(one) in told
+            assert (too_large(one) in told) == bool(one["too_large"])
+        assert row(contest["model"]) in told
 
 
-def test_the_table_is_what_the_command_gave() -> None:
-    for one in (MODEL, *CONTEST["codecs"]):
-        assert row(one) in TEXT, row(one)
-    for one in CONTEST["codecs"]:
-        told = (
-            f"its smallest file was larger for {one['too_large']} of {one['images']} images; in "
-            f"all {one['bytes_ratio']:.2f} times the model's bytes"
-        )
-        assert (told in TEXT) == bool(one["too_large"])
-    assert f"{MODEL['images']} photographs" in TEXT
+def test_the_whole_family_is_compared() -> None:
+    assert CONTESTS.keys() == set(checkpoint.shipped())
+    matched = {name for name, contest in CONTESTS.items() if contest["codecs"]}
+    assert matched == {name for name in checkpoint.shipped() if not name.endswith("-gd")}
 
 
-def test_the_table_is_of_this_model_and_these_settings() -> None:
-    assert wetok.load("tiny-48x").fingerprint == MODEL["fingerprint"]
-    assert preprocessing_hash(protocol("modern-256")) == MODEL["preprocessing_hash"]
-    for one in CONTEST["codecs"]:
-        assert one["settings"] == json.loads(json.dumps(CODECS[one["model"]].variants))
-    assert {name: [p["quality"] for p in points] for name, points in RESULTS["curves"].items()} == {
-        one["model"]: list(CODECS[one["model"]].curve) for one in CONTEST["codecs"]
+def test_the_tables_are_of_these_models_and_settings() -> None:
+    for contest in RESULTS["contests"]:
+        model = contest["model"]
+        assert wetok.load(model["model"]).fingerprint == model["fingerprint"]
+        assert preprocessing_hash(protocol("modern-256")) == model["preprocessing_hash"]
+        for one in contest["codecs"]:
+            assert one["settings"] == json.loads(json.dumps(CODECS[one["model"]].variants))
+
+
+def test_the_curves_are_of_the_qualities_that_are_told() -> None:
+    curves = RESULTS["curves"]
+    assert {name: [p["quality"] for p in points] for name, points in curves.items()} == {
+        one["model"]: list(CODECS[one["model"]].curve) for one in CONTESTS["tiny-48x"]["codecs"]
     }
 
 
-def test_the_table_comes_again(photos_dir: Path) -> None:
-    """The model and the quickest codec, without the networks."""
+def test_a_table_comes_again(photos_dir: Path) -> None:
+    """One model and the quickest codec, without the networks."""
     comparison = Comparison([wetok.load("tiny-48x")], [codec("webp")], protocol("modern-256"))
     comparison.add_all(find_images(photos_dir / "val"))
     again = comparison.results()["contests"][0]
-    (webp,) = [one for one in CONTEST["codecs"] if one["model"] == "webp"]
-    for now, before in ((again["model"], MODEL), (again["codecs"][0], webp)):
-        assert now["image_list_hash"] == before["image_list_hash"]
-        assert now["psnr"] == pytest.approx(before["psnr"], abs=0.01)
-        assert now["bytes"] == pytest.approx(before["bytes"], rel=2e-3)
-        assert now["payload_bpp"] == pytest.approx(before["payload_bpp"], rel=2e-3)
+    before = CONTESTS["tiny-48x"]
+    (webp,) = [one for one in before["codecs"] if one["model"] == "webp"]
+    for now, then in ((again["model"], before["model"]), (again["codecs"][0], webp)):
+        assert now["image_list_hash"] == then["image_list_hash"]
+        assert now["psnr"] == pytest.approx(then["psnr"], abs=0.01)
+        assert now["bytes"] == pytest.approx(then["bytes"], rel=2e-3)
+        assert now["payload_bpp"] == pytest.approx(then["payload_bpp"], rel=2e-3)
 
 
 def test_codecs_and_their_settings_are_told() -> None:

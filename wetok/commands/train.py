@@ -51,7 +51,7 @@ def command(
     On several GPUs or machines: torchrun --nproc-per-node 8 -m wetok
     train ..., or accelerate launch -m wetok train ...
 
-    Example: wetok train recipes/tiny/tiny-48x.yaml data.train=photos data.val=null
+    Example: wetok train recipes/tiny/tiny-48x-first.yaml data.train=photos data.val=null
     """
     from wetok.memory import keep_freed_memory
 
