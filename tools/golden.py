@@ -79,6 +79,8 @@ def losses(name: str, photos: Path, weights: Path | None, steps: int) -> dict[st
         run = Run(settings(name, photos, weights, Path(folder)), Path(folder) / name, kept)
         with suppress(_Enough):
             run.train()
+    if len(kept.kept.get("loss", ())) < steps:  # such as by a signal, after which a run ends well
+        sys.exit(f"{name}: ended early")
     return kept.kept
 
 

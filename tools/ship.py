@@ -153,7 +153,7 @@ def table() -> str:
         millions = (parameter_count(part) / 1e6 for part in (network.encoder, network.decoder))
         told = [re.findall(rf"^\| {score} \| ([^|]+) \|", card, re.MULTILINE) for score in SCORES]
         lines.append(
-            f"| [`{name}`](../wetok/assets/models/{name}/README.md) | {shape.factor} | "
+            f"| [{name}](../wetok/assets/models/{name}/README.md) | {shape.factor} | "
             f"{shape.bits} = {shape.groups} x {shape.group_bits} | {shape.ratio:.0f}x | "
             f"{' + '.join(f'{count:.1f}' for count in millions)} M | "
             f"{' | '.join(found[0] for found in told)} |"
