@@ -37,6 +37,7 @@ SHARED = Path(os.environ.get("WETOK_SHARED") or ROOT.parent / "shared")
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import PIL  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -95,7 +96,7 @@ def timed(way: str, source: ImageFolder, workers: int, batches: int) -> tuple[fl
 
 def nearness(source: ImageFolder, images: int) -> list[float]:
     """PSNR of each crop by the training's way against the other's."""
-    found = []
+    found: list[float] = []
     with loader("full", source, 2) as full, loader("training", source, 2) as training:
         while len(found) < images:
             for one, other in zip(next(full), next(training), strict=True):
@@ -157,7 +158,7 @@ def main() -> None:
         "crop": CROP,
         "hardware": f"cpu{os.cpu_count()}",
         "processor": platform.machine(),
-        "pillow": Image.__version__,
+        "pillow": PIL.__version__,
         "numpy": np.__version__,
         "date": date.today().isoformat(),
         "load_average": os.getloadavg()[0],

@@ -131,8 +131,8 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a matrix product: the best of several, as a peak is."""
     a = torch.randn(2048, 2048, device=device).to(dtype)
     b = torch.randn(2048, 2048, device=device).to(dtype)
-    which = 0 if clock(device) == "wall" else 1
-    return 2 * 2048**3 / min(timed(lambda: a @ b, device)[which] for _ in range(5))
+    times = [timed(lambda: a @ b, device)[:2] for _ in range(5)]
+    return 2 * 2048**3 / min(wall if clock(device) == "wall" else spent for wall, spent in times)
 
 
 def flops(tok: Tokenizer, image: Tensor) -> dict[str, int]:
@@ -179,7 +179,7 @@ def passes(tok: Tokenizer, image: Tensor, also: str | None = None) -> Passes:
         },
     }
     if also == "channels_last":
-        last = copy.deepcopy(tok.model).to(memory_format=torch.channels_last)
+        last = copy.deepcopy(tok.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         every["encode"]["channels_last"] = lambda: encoded(last.encoder)
         every["decode"]["channels_last"] = lambda: last.decode(code)
     return every
