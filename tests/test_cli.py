@@ -268,6 +268,8 @@ def test_demo_of_several_models(run: Run, model: Path) -> None:
 
     each = [cells(one.out, name) for name in ("cat", "coffee", "rocket")]
     mean = cells(several.out, model.name)
+    twice = run("demo", "-m", model, "-m", model)  # of one name, and still a line each
+    assert sum(line.startswith(f"│ {model.name}") for line in twice.out.splitlines()) == 2
     assert float(mean[4]) == pytest.approx(sum(float(row[4]) for row in each) / 3, abs=0.011)
     assert int(mean[1].replace(",", "")) == pytest.approx(
         sum(int(row[1].replace(",", "")) for row in each) / 3, abs=1

@@ -36,6 +36,11 @@ def test_the_family_is_there() -> None:
     assert {"tiny-24x", "tiny-48x", "tiny-48x-gd", "tiny-192x", "tiny-192x-gd"} <= set(NAMES)
 
 
+def test_they_are_told_from_fine_to_coarse() -> None:
+    shapes = [preset(name) for name in NAMES]
+    assert shapes == sorted(shapes, key=lambda shape: (-shape.bpp, shape.generative))
+
+
 def test_they_fit_a_wheel_together() -> None:
     """As a wheel has them: deflated."""
     size = 0
@@ -102,4 +107,4 @@ def test_scores_on_the_card(name: str, photos_dir: Path, shared: Path) -> None:
 def test_first_model_is_good_enough_to_ship() -> None:
     """The bar that CPU training was set; the card's scores are held to the model above."""
     assert score_on_card("tiny-48x", "PSNR") >= 24
-    assert score_on_card("tiny-48x", "LPIPS-alex") <= 0.35
+    assert score_on_card("tiny-48x", "LPIPS-alex") <= 0.2

@@ -141,12 +141,11 @@ The photographs come from these Debian packages, mostly CC BY-SA and GPL: gcompr
 
 def table() -> str:
     """Of docs/models.md: a line for each model, by its folder and its card."""
-    names = sorted(checkpoint.shipped(), key=_fineness)
     lines = [
         f"| model | f | bits a position | ratio | parameters | {' | '.join(SCORES)} |",
         "|" + "---|" * (5 + len(SCORES)),
     ]
-    for name in names:
+    for name in checkpoint.shipped():
         folder = checkpoint.SHIPPED / name
         network, _ = checkpoint.load_network(folder)
         shape, card = network.config, (folder / checkpoint.CARD).read_text("utf-8")
@@ -159,11 +158,6 @@ def table() -> str:
             f"{' | '.join(found[0] for found in told)} |"
         )
     return "\n".join(lines)
-
-
-def _fineness(name: str) -> tuple[float, bool]:
-    shape = checkpoint.read_config(checkpoint.SHIPPED / name).network
-    return -shape.bpp, shape.generative
 
 
 def write_table() -> None:

@@ -307,8 +307,11 @@ def find_folder(name_or_path: str | Path) -> Path:
 
 
 def shipped() -> list[str]:
-    """Names of the models inside the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+    """Names of the models inside the package, in the order of the presets: most bits first."""
+    from wetok.presets import PRESETS
+
+    names = {path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}")}
+    return sorted(names, key=[*PRESETS, *sorted(names - PRESETS.keys())].index)
 
 
 def read_config(folder: Path) -> FolderConfig:

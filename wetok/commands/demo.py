@@ -54,19 +54,21 @@ def command(
         raise WetokError(f"--out {out}: a file; name a folder, demo.png is written into it")
     photos = {path.stem: load_image(path) for path in find_images(PHOTOS)}
     rows = [[Labelled(photo, name)] for name, photo in photos.items()]
-    passes: list[Pass] = []
-    for name in model or _from_fine_to_coarse(checkpoint.shipped()):
+    models: list[list[Pass]] = []
+    for name in model or checkpoint.shipped():
         tokenizer = options.load(name, device)
         # The first call sets up memory and threads; it is not what encoding takes.
         tokenizer.decode(tokenizer.encode(Image.new("RGB", (64, 64))))
-        for row, (stem, photo) in zip(rows, photos.items(), strict=True):
-            done = there_and_back(tokenizer, stem, photo, seed)
-            passes.append(done)
+        passes = [there_and_back(tokenizer, stem, photo, seed) for stem, photo in photos.items()]
+        models.append(passes)
+        for row, done in zip(rows, passes, strict=True):
             label = f"{tokenizer.name}, {done.size:,} bytes, {done.score.psnr:.2f} dB"
             row.append(Labelled(done.image, label))
-    single = len(passes) == len(photos)
-    title = f"{passes[0].model if single else 'wetok'} on {tokenizer.device}"
-    show(table(passes, title) if single else table(_means(passes), f"{title}, means", "model"))
+    if len(models) == 1:
+        show(table(passes, f"{tokenizer.name} on {tokenizer.device}"))
+    else:
+        means = [_mean(passes) for passes in models]
+        show(table(means, f"means of {len(photos)} photographs on {tokenizer.device}", "model"))
     save_png(side_by_side(rows, "Photographs, and what comes back"), out / "demo.png")
     print(f"picture: {out / 'demo.png'}")
     print("next:    wetok reconstruct YOUR_PHOTOS --side-by-side")
@@ -129,31 +131,17 @@ def table(passes: list[Pass], title: str, first: str = "photo") -> Table:
     return found
 
 
-def _means(passes: list[Pass]) -> list[Pass]:
-    """One for each model."""
+def _mean(passes: list[Pass]) -> Pass:
+    """Of one model's."""
     from statistics import mean
 
     from wetok.commands.scores import Score
 
-    found = []
-    for name in dict.fromkeys(one.model for one in passes):
-        of = [one for one in passes if one.model == name]
-        ssim = [one.score.ssim for one in of if one.score.ssim is not None]
-        found.append(
-            of[0]._replace(
-                pixels=mean(one.pixels for one in of),
-                bits=round(mean(one.bits for one in of)),
-                score=Score(mean(one.score.psnr for one in of), mean(ssim) if ssim else None),
-                encode_seconds=mean(one.encode_seconds for one in of),
-                decode_seconds=mean(one.decode_seconds for one in of),
-            )
-        )
-    return found
-
-
-def _from_fine_to_coarse(names: list[str]) -> list[str]:
-    """Most bits a pixel first, a generative decoder behind its first stage."""
-    from wetok import checkpoint
-
-    configs = {name: checkpoint.read_config(checkpoint.SHIPPED / name).network for name in names}
-    return sorted(names, key=lambda name: (-configs[name].bpp, configs[name].generative))
+    ssim = [one.score.ssim for one in passes if one.score.ssim is not None]
+    return passes[0]._replace(
+        pixels=mean(one.pixels for one in passes),
+        bits=round(mean(one.bits for one in passes)),
+        score=Score(mean(one.score.psnr for one in passes), mean(ssim) if ssim else None),
+        encode_seconds=mean(one.encode_seconds for one in passes),
+        decode_seconds=mean(one.decode_seconds for one in passes),
+    )
